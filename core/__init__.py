@@ -1,0 +1,1 @@
+"""What every area needs and no area owns: configuration, errors, files, processes, logs, the wire."""

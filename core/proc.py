@@ -1,0 +1,67 @@
+"""The only place that starts a process and waits for it (vmm/process.py starts those that stay)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from core.errors import CasemateError
+
+logger = logging.getLogger(__name__)
+
+# Children get this environment and nothing else: no secret of ours is inherited.
+CLEAN_ENV: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
+
+
+class CommandFailed(CasemateError):
+    """A program that was run to its end did not succeed; the message shows its last words."""
+
+    def __init__(self, argv: Sequence[str], code: int | None, output: str) -> None:
+        how = "timed out" if code is None else f"exited with {code}"
+        tail = output.strip()[-2000:]
+        super().__init__(f"{os.path.basename(argv[0])} {how}: {tail or 'no output'}")
+        self.argv = list(argv)
+        self.code = code
+        self.output = output
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    input: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float = 600,
+    check: bool = True,
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a program to its end and returns its code and captured output (bytes).
+
+    Its input is `input`, its environment CLEAN_ENV plus `env`, and no descriptor of ours.
+    Raises CommandFailed when it ends with another code than 0 (unless `check` is off), is not
+    there, or runs longer than `timeout_s` seconds.
+    """
+    args = [os.fspath(arg) for arg in argv]
+    logger.debug("running %s", args)
+    try:
+        done = subprocess.run(  # noqa: S603 - a list, never a shell
+            args,
+            input=input,
+            env={**CLEAN_ENV, **(env or {})},
+            cwd=cwd,
+            timeout=timeout_s,
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CommandFailed(args, 127, f"{error.filename} is not installed") from None
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(args, None, (error.stderr or b"").decode(errors="replace")) from None
+    if check and done.returncode != 0:
+        raise CommandFailed(args, done.returncode, (done.stderr or done.stdout).decode(errors="replace"))
+    return done

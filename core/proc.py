@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.errors import CasemateError
+from core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ CLEAN_ENV: Mapping[str, str] = {
 }
 
 
-class CommandFailed(CasemateError):
+class CommandFailed(Unavailable):
     """A program that was run to its end did not succeed; the message shows its last words."""
 
     def __init__(self, argv: Sequence[str], code: int | None, output: str) -> None:
@@ -49,7 +49,7 @@ def run(
     args = [os.fspath(arg) for arg in argv]
     logger.debug("running %s", args)
     try:
-        done = subprocess.run(  # noqa: S603 - a list, never a shell
+        done = subprocess.run(
             args,
             input=input,
             env={**CLEAN_ENV, **(env or {})},
@@ -63,5 +63,26 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(args, None, (error.stderr or b"").decode(errors="replace")) from None
     if check and done.returncode != 0:
-        raise CommandFailed(args, done.returncode, (done.stderr or done.stdout).decode(errors="replace"))
+        raise CommandFailed(
+            args, done.returncode, (done.stderr or done.stdout).decode(errors="replace")
+        )
     return done
+
+
+def start(
+    argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None, log: Path
+) -> subprocess.Popen[bytes]:
+    """Starts a program that serves until it is told to stop; its output is appended to the file `log`.
+
+    It stays in our process session and gets our environment plus `env`: it is a part of ourselves.
+    """
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [os.fspath(arg) for arg in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(env or {})},
+            # Ctrl-C at the terminal is ours to handle: we stop the program in order.
+            process_group=0,
+        )

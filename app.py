@@ -1,0 +1,74 @@
+"""The WSGI application: database, services, blueprints by URL prefix, and the one error handler."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+
+from flask import Flask, Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+import vmm.guest_routes
+import vmm.log_routes
+import vmm.routes
+from accounts.service import Accounts
+from core.config import Config
+from core.errors import CasemateError, Conflict, Unauthenticated, status_of
+from models.base import Database
+from vmm.host import Host
+from vmm.service import Vms
+from vmm.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+BODY_LIMIT = 10 * 1024**2
+
+
+def create_app(config: Config, host: Host) -> Flask:
+    """The application for one data directory, whose database is migrated already."""
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    app.extensions["accounts"] = Accounts.of(config)
+    app.extensions["vms"] = Vms(config, Database(config.database), host)
+
+    app.register_blueprint(vmm.routes.blueprint)
+    app.register_blueprint(vmm.guest_routes.blueprint)
+    app.register_blueprint(vmm.log_routes.blueprint)
+
+    app.before_request(_authenticate)
+    app.after_request(_sign)
+    app.register_error_handler(Exception, _refuse)
+    return app
+
+
+def _authenticate() -> None:
+    # Runs before any body is read: a stranger's upload is not taken in.
+    accounts: Accounts = current_app.extensions["accounts"]
+    accounts.authenticate(
+        request.headers.get("Authorization", ""), request.headers.get("X-Admin-Token", "")
+    )
+
+
+def _sign(response: Response) -> Response:
+    response.headers["X-App-Version"] = VERSION
+    return response
+
+
+def _refuse(error: Exception) -> Response:
+    """Any error as the body of the surface that the path belongs to."""
+    if isinstance(error, CasemateError):
+        # On the VMM a clash of names, ports or states is a bad request (vmm.md section 2).
+        status = 400 if isinstance(error, Conflict) else status_of(error)
+        message = error.message
+    elif isinstance(error, HTTPException) and error.code is not None:
+        status = error.code
+        message = f"{request.path}: {error.description or error.name}"
+    else:
+        reference = secrets.token_hex(6)
+        logger.error("request failed", exc_info=error, extra={"reference": reference})
+        status, message = 500, f"internal error; the service log has it under {reference}"
+    response = jsonify(message=message, error=message)
+    response.status_code = status
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = 'Basic realm="casemate"'
+    return response

@@ -1,0 +1,49 @@
+"""The click group `casemate`; each command's module is imported when that command is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from core.errors import CasemateError
+
+# Command -> module; the module has a click command of the same name.
+COMMANDS = {
+    "agent": "cli.agent",
+    "db": "cli.db",
+    "image": "cli.image",
+    "serve": "cli.serve",
+    "up": "cli.up",
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands cost nothing until they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands by name."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=Lazy)
+@click.version_option(package_name="casemate")
+def casemate() -> None:
+    """Confidential VMs for people who own one server."""
+
+
+def main() -> None:
+    """The console script: refusals become one line on standard error and exit code 1."""
+    try:
+        casemate()
+    except CasemateError as error:
+        click.echo(f"casemate: {error.message}", err=True)
+        sys.exit(1)

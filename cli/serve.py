@@ -1,0 +1,202 @@
+"""`casemate serve`: gunicorn with the application, and the one background process beside its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+
+import migrations
+from app import create_app
+from core import config as configuration
+from core import log
+from core.config import Config
+from core.errors import Conflict
+from vmm.background import Background
+from vmm.host import Host
+from vmm.service import Vms
+
+logger = logging.getLogger(__name__)
+
+# A background process that fails at once must not be started in a tight loop.
+RESPAWN_S = 0.9
+
+
+@click.command()
+@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="TOML file.")
+def serve(config_file: Path | None) -> None:
+    """Run the service in the foreground."""
+    os.umask(0o077)
+    log.setup()
+    config = configuration.load(config_file)
+    prepare_data_dir(config.data_dir)
+    lock = hold(config.data_dir)
+    migrations.upgrade(config.database)
+    config.run_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.image.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    host = Host.discover(config)
+    if config.cvm.simulate:
+        prepare_simulated_tee(config)
+    Server(config, host).run()
+    os.close(lock)
+
+
+def prepare_data_dir(path: Path) -> None:
+    """Makes the data directory, closed to group and others; an open one is tightened."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+
+
+def hold(data_dir: Path) -> int:
+    """Takes the data directory for this process; Conflict says who has it.
+
+    A POSIX record lock belongs to the process alone: forked workers do not keep it, and it is gone the moment
+    this process is.
+    """
+    fd = os.open(data_dir / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(fd, 32).decode().strip() or "unknown"
+        os.close(fd)
+        raise Conflict(f"{data_dir} is in use by another casemate serve (pid {holder})") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def bind_of(address: str) -> str:
+    """A configured address as gunicorn's; Conflict when a Unix socket there is alive."""
+    kind, _, rest = address.partition(":")
+    if kind == "tcp":
+        return rest
+    path = Path(rest).absolute()
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.connect(str(path))
+        raise Conflict(f"another program listens on {path}")
+    return f"unix:{path}"
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """Gunicorn, configured by us alone."""
+
+    def __init__(self, config: Config, host: Host) -> None:
+        self.config = config
+        self.host = host
+        super().__init__()
+
+    def load_config(self) -> None:
+        """gunicorn's settings: threads outnumber streams, one import for all workers."""
+        settings: dict[str, Any] = {
+            "bind": bind_of(self.config.address),
+            "workers": self.config.server.workers,
+            "threads": self.config.server.threads,
+            "worker_class": "vmm.worker.Worker",
+            "preload_app": True,
+            "graceful_timeout": 3,
+            "timeout": 120,
+            "umask": 0o007,
+            "proc_name": "casemate",
+            "logger_class": StructuredLogger,
+            "control_socket_disable": True,
+        }
+        for key, value in settings.items():
+            self.cfg.set(key, value)
+
+    def load(self) -> Any:
+        """The WSGI application."""
+        return create_app(self.config, self.host)
+
+    def run(self) -> None:
+        """Serves until a signal says otherwise."""
+        Master(self).run()
+
+
+class StructuredLogger(Logger):  # type: ignore[misc]
+    """gunicorn's log records go the way of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """No handlers of its own."""
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.WARNING)
+        self.access_log.propagate = False
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's arbiter, which also keeps the background process alive."""
+
+    def __init__(self, app: Server) -> None:
+        self.server = app
+        self.background_pid = 0
+        self.background_spawned = 0
+        self.background_at = -RESPAWN_S
+        super().__init__(app)
+
+    def manage_workers(self) -> None:
+        """Called once a second and whenever a child ends."""
+        super().manage_workers()
+        if not self._background_lives() and time.monotonic() - self.background_at > RESPAWN_S:
+            self._spawn_background()
+
+    def stop(self, graceful: bool = True) -> None:
+        """Ends the workers and the background process."""
+        if self.background_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.background_pid, signal.SIGTERM)
+        super().stop(graceful)
+
+    def _background_lives(self) -> bool:
+        if not self.background_pid:
+            return False
+        try:
+            # gunicorn reaps all children; one that it has reaped is gone for kill too.
+            os.kill(self.background_pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _spawn_background(self) -> None:
+        self.background_spawned += 1
+        self.background_at = time.monotonic()
+        first = self.background_spawned == 1
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self.background_pid = pid
+            if not first:
+                logger.warning("the background process ended; a new one was started")
+            return
+        code = 1
+        try:
+            for number in self.SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            for listener in self.LISTENERS:
+                listener.sock.close()  # the descriptor alone: close() would delete a Unix socket
+            vms: Vms = self.app.wsgi().extensions["vms"]
+            Background(vms).run(parent, recover=first)
+            code = 0
+        except BaseException:
+            logger.exception("the background process failed")
+        finally:
+            # Not sys.exit: gunicorn's frames below must not run in this process.
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def prepare_simulated_tee(config: Config) -> None:
+    """Makes the host's simulated TEE: its seed once, its root and collateral for verifiers."""
+    from vmm.simulation import prepare
+
+    prepare(config.tee_dir)

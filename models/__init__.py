@@ -1,0 +1,1 @@
+"""The tables: SQLAlchemy classes without verbs."""

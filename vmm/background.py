@@ -1,0 +1,217 @@
+"""The one background process: notices VMs that end, serves the guests' questions, finishes what was begun.
+
+Rows are the truth and this is only the hand: it may be killed at any time, and the next one finds all that is
+left to do by looking at them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import selectors
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sqlalchemy import select as select_rows
+
+from core.errors import CasemateError, NotFound
+from models.base import change_watch
+from models.vm import Vm
+from vmm import process, records
+from vmm.channel import Port
+from vmm.hostapi import HostApi
+from vmm.lifecycle import Action, Observed, Wished, next_action
+from vmm.restart import decide
+from vmm.service import Vms
+
+logger = logging.getLogger(__name__)
+
+# How long a VM's end, a new VM or a wish may go unnoticed.
+LOOK_S = 0.1
+# A sweep happens at least this often, whatever the database says.
+SWEEP_S = 2.0
+
+
+@dataclass
+class Watched:
+    """What is held open for one living VM."""
+
+    process: process.Process
+    pidfd: int
+    port: Port | None = None
+
+
+@dataclass
+class Background:
+    """The state of the background process; all of it can be lost."""
+
+    vms: Vms
+    watched: dict[str, Watched] = field(default_factory=dict)
+    jobs: dict[str, Future[None]] = field(default_factory=dict)
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="reconcile")
+    )
+    stopping: bool = False
+
+    def run(self, parent: int, *, recover: bool) -> None:
+        """Works until SIGTERM, or until the parent process is gone.
+
+        `recover` says that the service was started just now: VMs that should run and do not (the host
+        went down) are started at once.
+        """
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        changed = change_watch(self.vms.database.path)
+        swept = 0.0
+        if recover:
+            self._recover()
+        while not self.stopping and os.getppid() == parent:
+            if changed() or time.monotonic() - swept > SWEEP_S:
+                self.sweep()
+                swept = time.monotonic()
+            self.serve(LOOK_S)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self.stopping = True
+
+    def _recover(self) -> None:
+        with self.vms.database.reading() as session:
+            should_run = session.scalars(select_rows(Vm.id).where(Vm.wished == Wished.RUNNING))
+            for vm_id in should_run:
+                if process.find(self.vms.reconciler.workdir(vm_id).path) is None:
+                    self._reconcile(vm_id, start=True)
+
+    def sweep(self) -> None:
+        """Looks at every row once and does or schedules what it asks for."""
+        columns = (Vm.id, Vm.wished, Vm.observed, Vm.restarts, Vm.next_restart_ms, Vm.started_ms)
+        with self.vms.database.reading() as session:
+            rows = session.execute(select_rows(*columns)).all()
+        for row in rows:
+            if row.observed == Observed.ALIVE:
+                self._watch(row.id)
+            lives = row.id in self.watched
+            if next_action(row.wished, row.observed, lives) is not Action.NONE:
+                self._reconcile(row.id)
+            self._restart(row.id, row.wished, row.observed, row.restarts, row.next_restart_ms)
+            self._forgive(row.id, row.observed, row.restarts, row.started_ms)
+        for vm_id in self.watched.keys() - {row.id for row in rows}:
+            self._unwatch(vm_id)
+
+    def serve(self, timeout_s: float) -> None:
+        """Waits for guests that speak and VMs that end, at most `timeout_s` seconds."""
+        now = time.monotonic()
+        ready = self.selector.select(timeout_s)
+        for key, _ in ready:
+            vm_id, what = key.data
+            watched = self.watched.get(vm_id)
+            if watched is None:
+                continue
+            if what == "ended":
+                self._unwatch(vm_id)
+                self._reconcile(vm_id)
+            elif watched.port is not None and watched.port.wait_until <= now:
+                self._listen(watched)
+        if ready and all(key.data[1] == "speaks" for key, _ in ready):
+            # A guest that may not be read yet keeps its port ready: do not spin on it.
+            waiting = [w.port.wait_until for w in self.watched.values() if w.port]
+            if waiting and max(waiting) > now:
+                time.sleep(LOOK_S / 4)
+
+    def _listen(self, watched: Watched) -> None:
+        port = watched.port
+        assert port is not None
+        try:
+            goes_on = port.serve()
+        except Exception:  # one guest's question must not end the service to all others
+            logger.exception("serving a guest failed")
+            goes_on = False
+        if not goes_on:
+            self.selector.unregister(port.socket)
+            port.close()
+            watched.port = None
+
+    def _watch(self, vm_id: str) -> None:
+        workdir = self.vms.reconciler.workdir(vm_id)
+        known = self.watched.get(vm_id)
+        found = known.process if known else process.find(workdir.path)
+        if known is None and found is not None:
+            pidfd = process.open_pidfd(found)
+            if pidfd is None:
+                return
+            known = self.watched[vm_id] = Watched(found, pidfd)
+            self.selector.register(pidfd, selectors.EVENT_READ, (vm_id, "ended"))
+        if known is not None and known.port is None:
+            api = HostApi(vm_id, self.vms.config, self.vms.database)
+            try:
+                known.port = Port(workdir.host_socket, api.answer)
+            except OSError:
+                return  # not listening yet, or ending: the next sweep tries again
+            self.selector.register(known.port.socket, selectors.EVENT_READ, (vm_id, "speaks"))
+
+    def _unwatch(self, vm_id: str) -> None:
+        watched = self.watched.pop(vm_id)
+        self.selector.unregister(watched.pidfd)
+        os.close(watched.pidfd)
+        if watched.port is not None:
+            # What the guest said last is still in the socket and counts, within reason.
+            for _ in range(16):
+                if (
+                    not select.select([watched.port.socket], [], [], 0)[0]
+                    or not watched.port.serve()
+                ):
+                    break
+            self.selector.unregister(watched.port.socket)
+            watched.port.close()
+
+    def _reconcile(self, vm_id: str, *, start: bool = False) -> None:
+        running = self.jobs.get(vm_id)
+        if running is not None and not running.done():
+            return
+        self.jobs = {key: job for key, job in self.jobs.items() if not job.done()}
+        self.jobs[vm_id] = self.pool.submit(self._one, vm_id, start)
+
+    def _one(self, vm_id: str, start: bool) -> None:
+        try:
+            self.vms.reconciler.one(vm_id, start=start)
+        except NotFound:
+            return  # removed by somebody else
+        except CasemateError as error:
+            logger.warning("VM %s: %s", vm_id, error.message)
+        except Exception:  # a thread of the pool would swallow it without a word
+            logger.exception("VM %s could not be reconciled", vm_id)
+
+    def _restart(
+        self, vm_id: str, wished: str, observed: str, restarts: int, next_restart_ms: int | None
+    ) -> None:
+        if wished != Wished.RUNNING or observed != Observed.ABSENT:
+            return
+        rules = self.vms.config.cvm.auto_restart
+        decision = decide(restarts, next_restart_ms, records.now_ms(), rules)
+        if decision is None:
+            return
+        with self.vms.database.writing() as session:
+            vm = session.get(Vm, vm_id)
+            if vm is None or vm.wished != Wished.RUNNING or vm.observed != Observed.ABSENT:
+                return
+            vm.restarts, vm.next_restart_ms = decision.restarts, decision.next_restart_ms
+            if decision.give_up:
+                keep = self.vms.config.event_buffer_size
+                body = f"gave up after {rules.max_retries} tries"
+                records.add_event(session, vm_id, "vmm.auto_restart.exhausted", body, keep)
+        if decision.start:
+            self._reconcile(vm_id, start=True)
+
+    def _forgive(self, vm_id: str, observed: str, restarts: int, started_ms: int | None) -> None:
+        window_ms = self.vms.config.cvm.auto_restart.reset_window * 1000
+        if observed != Observed.ALIVE or not restarts or not started_ms:
+            return
+        if records.now_ms() - started_ms > window_ms:
+            with self.vms.database.writing() as session:
+                vm = session.get(Vm, vm_id)
+                if vm is not None:
+                    vm.restarts, vm.next_restart_ms = 0, None

@@ -1,0 +1,152 @@
+"""The rules for what a VM may be made from (vmm.md section 4, "Validation of a configuration")."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from attest import compose
+from core.config import Config
+from core.errors import CasemateError, Invalid
+from image import registry
+from vmm.network import Port, check_apart, check_port
+from vmm.schemas import Configuration
+
+COMPOSE_LIMIT = 50 * 1024**2
+ENCRYPTED_ENV_LIMIT = 256 * 1024
+USER_CONFIG_LIMIT = 50 * 1024**2
+# What attest_sim can play; dstack names more (vmm.md section 3).
+SIMULATED_PLATFORMS = ("dstack-tdx",)
+
+_NAME = re.compile(r"[A-Za-z0-9\-_. @~!$^()]+")
+_APP_ID = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The derived parts of a configuration that keeps every rule."""
+
+    name: str
+    image: registry.Image
+    app_id: str
+    ports: tuple[Port, ...]
+    simulated_tee: str | None
+    options: dict[str, Any]
+
+
+def check(wanted: Configuration, config: Config, *, host_tee: str) -> Checked:
+    """Applies every rule to a configuration; Invalid names the field, the rule and what to change."""
+    ports = tuple(
+        check_port(i, p.protocol, p.host_address, p.host_port, p.vm_port, config.cvm.port_mapping)
+        for i, p in enumerate(wanted.ports)
+    )
+    check_apart(ports)
+    _check_sizes(wanted)
+    _check_devices(wanted, config)
+    raw = check_compose(wanted.compose_file)
+    return Checked(
+        name=check_name(wanted.name),
+        image=_image(wanted.image, config),
+        app_id=_app_id(wanted.app_id) or compose.app_id(raw).hex(),
+        ports=ports,
+        simulated_tee=_simulated(wanted, config, host_tee),
+        options={
+            "kms_urls": wanted.kms_urls,
+            "gateway_urls": wanted.gateway_urls,
+            "gpus": wanted.gpus,
+            "networking": wanted.networking,
+            "networks": wanted.networks,
+        },
+    )
+
+
+def check_name(name: str) -> str:
+    """The trimmed name of a VM."""
+    trimmed = name.strip()
+    if not trimmed:
+        raise Invalid.field("name", "must not be empty")
+    if len(trimmed) > 64:
+        raise Invalid.field("name", "must have at most 64 characters")
+    if not _NAME.fullmatch(trimmed):
+        raise Invalid.field(
+            "name", "may contain only letters, digits, spaces and - _ . @ ~ ! $ ^ ( )"
+        )
+    return trimmed
+
+
+def check_compose(text: str) -> bytes:
+    """The exact bytes of an app-compose text that parses as a JSON object."""
+    raw = text.encode()
+    if len(raw) > COMPOSE_LIMIT:
+        raise Invalid.field("compose_file", f"must have at most {COMPOSE_LIMIT} bytes")
+    try:
+        compose.AppCompose.parse(raw)
+    except CasemateError as error:
+        raise Invalid.field("compose_file", error.message) from None
+    return raw
+
+
+def _check_sizes(wanted: Configuration) -> None:
+    for name in ("vcpu", "memory", "disk_size"):
+        if getattr(wanted, name) < 1:
+            raise Invalid.field(name, "must be at least 1")
+    for name, unit, most in (
+        ("vcpu", "", 4096),
+        ("memory", " (MB)", 64 * 1024**2),
+        ("disk_size", " (GB)", 64 * 1024),
+    ):
+        if getattr(wanted, name) > most:
+            raise Invalid.field(name, f"must be at most {most}{unit}")
+    if len(wanted.encrypted_env) > ENCRYPTED_ENV_LIMIT:
+        raise Invalid.field("encrypted_env", f"must have at most {ENCRYPTED_ENV_LIMIT} bytes")
+    if len(wanted.user_config.encode()) > USER_CONFIG_LIMIT:
+        raise Invalid.field("user_config", f"must have at most {USER_CONFIG_LIMIT} bytes")
+
+
+def _check_devices(wanted: Configuration, config: Config) -> None:
+    gpus = wanted.gpus or {}
+    if gpus.get("gpus") or gpus.get("attach_mode") == "all":
+        raise Invalid.field("gpus", "GPU passthrough is not available on this host")
+    if gpus.get("attach_mode") not in (None, "", "listed"):
+        raise Invalid.field("gpus.attach_mode", "must be listed or all")
+    if wanted.hugepages or wanted.pin_numa:
+        name = "hugepages" if wanted.hugepages else "pin_numa"
+        raise Invalid.field(name, "is not available in this release")
+    for card in [*wanted.networks, *([wanted.networking] if wanted.networking else [])]:
+        if card["mode"] not in ("", "user", "bridge", "passt", "custom"):
+            raise Invalid.field("networking.mode", "must be user, bridge, passt or custom")
+        if (card["mode"] or config.cvm.networking.mode) != "user":
+            raise Invalid.field(
+                "networking.mode", "only user networking is available in this release"
+            )
+
+
+def _image(name: str, config: Config) -> registry.Image:
+    if not name:
+        raise Invalid.field("image", "must not be empty")
+    try:
+        return registry.load(config.image.path, name)
+    except CasemateError as error:
+        raise Invalid.field("image", error.message.removeprefix("image: ")) from None
+
+
+def _app_id(given: str | None) -> str:
+    if not given:
+        return ""
+    bare = given.lower().removeprefix("0x")
+    if not _APP_ID.fullmatch(bare):
+        raise Invalid.field("app_id", "must be 40 hex digits")
+    return bare
+
+
+def _simulated(wanted: Configuration, config: Config, host_tee: str) -> str | None:
+    if wanted.simulated_tee:
+        if wanted.simulated_tee not in SIMULATED_PLATFORMS:
+            raise Invalid.field("simulated_tee", f"must be one of {', '.join(SIMULATED_PLATFORMS)}")
+        return wanted.simulated_tee
+    # A host whose owner allowed simulation runs what asks for a TEE in a simulated one; a host with a
+    # TEE never does.
+    if config.cvm.simulate and not wanted.no_tee and not host_tee:
+        return SIMULATED_PLATFORMS[0]
+    return None

@@ -1,0 +1,93 @@
+"""A VM as lists and details show it (VmInfo of vmm.md section 3); a pure view of its row."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from core.config import Config
+from models.port import PortLease
+from models.vm import Vm
+from vmm.lifecycle import Observed, status
+
+
+def describe(vm: Vm, config: Config, *, brief: bool) -> dict[str, Any]:
+    """The fields of VmInfo; `brief` leaves the configuration out."""
+    now = time.time_ns() // 1_000_000
+    is_up = vm.observed == Observed.ALIVE and vm.started_ms is not None
+    return {
+        "id": vm.id,
+        "name": vm.name,
+        "status": status(vm.wished, vm.observed),
+        "uptime": duration(now - vm.started_ms) if is_up and vm.started_ms else "never",
+        "app_url": _app_url(vm.ports, config.gateway.agent_port),
+        "app_id": vm.app_id,
+        "instance_id": vm.instance_id,
+        "configuration": None if brief else _configuration(vm),
+        "exited_at": "never" if is_up or not vm.stopped_ms else duration(now - vm.stopped_ms),
+        "boot_progress": vm.boot_progress,
+        "boot_error": vm.boot_error,
+        "shutdown_progress": vm.shutdown_progress,
+        "image_version": vm.image_version,
+        "events": [
+            {"event": each.event, "body": each.body, "timestamp": each.timestamp_ms}
+            for each in vm.events
+        ],
+        "started_at": vm.started_ms,
+        "stopped_at": vm.stopped_ms,
+        "simulated_tee": vm.simulated_tee,
+    }
+
+
+def duration(milliseconds: int) -> str:
+    """Whole seconds as `1day 2h 3m 4s`: the largest unit first, none that is zero."""
+    seconds = max(0, milliseconds // 1000)
+    days, rest = divmod(seconds, 86_400)
+    parts = [f"{days}day{'s' if days > 1 else ''}"] if days else []
+    for unit, size in (("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"
+
+
+def _app_url(ports: list[PortLease], agent_port: int) -> str | None:
+    for port in ports:
+        if port.vm_port == agent_port and port.protocol == "tcp":
+            address = "127.0.0.1" if port.host_address in ("0.0.0.0", "::") else port.host_address
+            host = f"[{address}]" if ":" in address else address
+            return f"http://{host}:{port.host_port}/"
+    return None
+
+
+def _configuration(vm: Vm) -> dict[str, Any]:
+    return {
+        "name": vm.name,
+        "image": vm.image,
+        "compose_file": vm.compose_file,
+        "vcpu": vm.vcpu,
+        "memory": vm.memory_mb,
+        "disk_size": vm.disk_gb,
+        "ports": [
+            {
+                "protocol": port.protocol,
+                "host_port": port.host_port,
+                "vm_port": port.vm_port,
+                "host_address": port.host_address,
+            }
+            for port in vm.ports
+        ],
+        "encrypted_env": vm.encrypted_env,
+        "app_id": vm.app_id,
+        "user_config": vm.user_config,
+        "hugepages": vm.hugepages,
+        "pin_numa": vm.pin_numa,
+        "gpus": vm.options.get("gpus"),
+        "kms_urls": vm.options.get("kms_urls", []),
+        "gateway_urls": vm.options.get("gateway_urls", []),
+        "stopped": vm.wished != "running",
+        "no_tee": vm.no_tee,
+        "networking": vm.options.get("networking"),
+        "networks": vm.options.get("networks", []),
+        "simulated_tee": vm.simulated_tee,
+    }

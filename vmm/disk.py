@@ -1,0 +1,42 @@
+"""The disks that the host makes for a VM: an empty qcow2 and the FAT share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from core.proc import run
+
+GIB = 1024**3
+# The smallest share; it grows with what it must hold (app-compose and user config: 50 MiB each).
+_SHARE_MIB = 4
+# What stock dstack guests look for (guest-image.md section 8).
+SHARE_LABEL = "DSTACKSHR"
+
+
+def create_data_disk(path: Path, size_gb: int, backing: Path | None = None) -> None:
+    """Makes a sparse qcow2 of `size_gb` GiB by rename; an existing one is kept."""
+    if path.exists():
+        return
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    extra = ["-b", os.fspath(backing), "-F", "qcow2"] if backing else []
+    run(["qemu-img", "create", "-q", "-f", "qcow2", *extra, temporary, str(size_gb * GIB)])
+    os.replace(temporary, path)
+
+
+def create_share(path: Path, folder: Path) -> None:
+    """Copies the files of `folder` into a FAT file system labelled DSTACKSHR, by rename."""
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    # Room for the content, two tables and a cluster of slack a file.
+    need_mib = (
+        sum(entry.stat().st_size for entry in files) * 21 // 20 // 1024**2 + len(files) // 64 + 1
+    )
+    size_kib = max(_SHARE_MIB, need_mib + 1) * 1024
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    run(["mformat", "-C", "-T", str(size_kib * 2), "-v", SHARE_LABEL, "-i", temporary, "::"])
+    if files:
+        run(["mcopy", "-i", temporary, *files, "::"])
+    temporary.chmod(0o600)
+    os.replace(temporary, path)

@@ -1,0 +1,40 @@
+"""/logs: the serial console and QEMU's own output of a VM (vmm.md section 11)."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from core.errors import Invalid
+from vmm.routes import vms
+
+blueprint = Blueprint("logs", __name__)
+
+DEFAULT_LINES = 10_000
+
+
+@blueprint.get("/logs")
+def logs() -> Response:
+    """The last lines of a log as text; with `follow` also what comes."""
+    pieces = vms().log(
+        request.args.get("id", ""),
+        request.args.get("ch", "serial"),
+        _lines(request.args.get("lines", "")),
+        follow=_flag("follow"),
+        keep_ansi=_flag("ansi"),
+    )
+    return Response(
+        pieces, mimetype="text/plain; charset=utf-8", headers={"X-Accel-Buffering": "no"}
+    )
+
+
+def _flag(name: str) -> bool:
+    value = request.args.get(name)
+    if value is not None and value.lower() not in ("", "1", "0", "true", "false"):
+        raise Invalid.field(name, "must be true or false")
+    return value is not None and value.lower() in ("", "1", "true")
+
+
+def _lines(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Invalid.field("lines", "must be a whole number, 0 or more")
+    return int(text) if text else DEFAULT_LINES

@@ -1,0 +1,107 @@
+"""Network cards and host ports: which are allowed, which are free, how they are addressed."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from core.config import PortMappingConfig
+from core.errors import Conflict, Invalid
+
+
+@dataclass(frozen=True)
+class Port:
+    """A host port that leads to a guest port; the address is in its canonical text form."""
+
+    protocol: str
+    host_address: str
+    host_port: int
+    vm_port: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.host_address}:{self.host_port}"
+
+    def collides_with(self, other: Port) -> bool:
+        """Whether both cannot be bound at once: an unspecified address takes all of them."""
+        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+            return False
+        addresses = {self.host_address, other.host_address}
+        return len(addresses) == 1 or bool(addresses & {"0.0.0.0", "::"})
+
+
+def check_port(
+    index: int,
+    protocol: str,
+    host_address: str,
+    host_port: int,
+    vm_port: int,
+    rules: PortMappingConfig,
+) -> Port:
+    """One wished mapping as a Port, or Invalid naming `ports[index]` and the rule it breaks."""
+
+    def no(part: str, reason: str) -> Invalid:
+        return Invalid.field(f"ports[{index}].{part}", reason)
+
+    if not rules.enabled:
+        raise Invalid.field("ports", "port mapping is off; set cvm.port_mapping.enabled = true")
+    if protocol not in ("tcp", "udp"):
+        raise no("protocol", "must be tcp or udp")
+    if not 1 <= vm_port <= 65535:
+        raise no("vm_port", "must be between 1 and 65535")
+    if not 1 <= host_port <= 65535:
+        raise no("host_port", "must be between 1 and 65535")
+    allowed = [each for each in rules.range if each.protocol == protocol]
+    if not any(each.from_ <= host_port <= each.to for each in allowed):
+        ranges = ", ".join(f"{each.from_}-{each.to}" for each in allowed) or "none"
+        raise no(
+            "host_port", f"{host_port} is outside the ranges allowed for {protocol} ({ranges})"
+        )
+    try:
+        address = str(ipaddress.ip_address(host_address or rules.address))
+    except ValueError:
+        raise no("host_address", "must be an IPv4 or IPv6 address") from None
+    return Port(protocol, address, host_port, vm_port)
+
+
+def check_apart(ports: Sequence[Port]) -> None:
+    """Invalid when two mappings of one request want the same host port."""
+    for index, port in enumerate(ports):
+        if any(port.collides_with(earlier) for earlier in ports[:index]):
+            raise Invalid.field(f"ports[{index}].host_port", f"{port} is mapped twice")
+
+
+def check_free(ports: Iterable[Port], leased: Iterable[Port]) -> None:
+    """Conflict naming the port when another VM holds it."""
+    taken = list(leased)
+    for port in ports:
+        if any(port.collides_with(other) for other in taken):
+            raise Conflict(f"host port {port} is already used by another VM")
+
+
+def check_bindable(ports: Iterable[Port]) -> None:
+    """Conflict naming the port when some program on the host has it; QEMU says so in a log only."""
+    for port in ports:
+        family = socket.AF_INET6 if ":" in port.host_address else socket.AF_INET
+        kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
+        with socket.socket(family, kind) as probe:
+            # QEMU binds with SO_REUSEADDR too: a connection in TIME_WAIT is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((port.host_address, port.host_port))
+                if port.protocol == "tcp":
+                    probe.listen(1)
+            except OSError as error:
+                raise Conflict(f"host port {port} cannot be bound: {error.strerror}") from None
+
+
+def mac_address(vm_id: str, index: int = 0, prefix: str = "") -> str:
+    """The MAC of a VM's network card (vmm.md section 8): from the id alone, locally administered."""
+    text = vm_id if index == 0 else f"{vm_id}:{index}"
+    digest = bytearray(hashlib.sha256(text.encode()).digest()[:6])
+    given = bytes.fromhex(prefix.replace(":", ""))[:3]
+    digest[: len(given)] = given
+    digest[0] = digest[0] & 0xFE | 0x02
+    return digest.hex(":")

@@ -1,0 +1,282 @@
+"""Makes the host match the record of one VM: the only code that starts, ends and deletes VMs.
+
+Called by the verbs, by the sweep of the background process and at service start, always the same way.
+One lock per VM, across processes, is held while it works, and every step may be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from core import files
+from core.config import Config
+from core.errors import CasemateError, Invalid, NotFound, Unavailable, Unsupported
+from core.logs import tail
+from image import registry
+from models.base import Database
+from models.vm import Vm
+from vmm import boot_files, disk, network, process, qemu, qmp, records
+from vmm.host import Host
+from vmm.lifecycle import Action, Observed, Wished, next_action
+from vmm.workdir import WorkDir
+
+logger = logging.getLogger(__name__)
+
+QMP_GREETING_S = 15.0
+STOP_GRACE_S = 3.0
+LOCK_PATIENCE_S = 60.0
+
+_BOOT_FAILED = re.compile(r"casemate: boot failed: (.{1,500})")
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """Works on the VMs of one data directory."""
+
+    config: Config
+    database: Database
+    host: Host
+
+    def one(self, vm_id: str, *, start: bool = False) -> None:
+        """Does what is left to do for one VM until record and host agree.
+
+        `start` asks for a VM to be started that should run and does not; without it such a VM is left
+        as it ended.  Raises NotFound, or the refusal of the step that could not be done.
+        """
+        with self.locked(vm_id) as workdir:
+            self._settle(vm_id, workdir)
+            if start and self._ask_start(vm_id, workdir):
+                self._settle(vm_id, workdir)
+
+    def _settle(self, vm_id: str, workdir: WorkDir) -> None:
+        # No VM needs more steps than there are actions.
+        for _ in Action:
+            try:
+                vm = self._row(vm_id)
+            except NotFound:
+                return  # removed by the step before
+            lives = process.find(workdir.path) is not None
+            action = next_action(vm.wished, vm.observed, lives)
+            if action is Action.NONE:
+                return
+            logger.debug("VM %s: %s", vm_id, action)
+            self._do(action, vm, workdir)
+
+    @contextlib.contextmanager
+    def locked(self, vm_id: str) -> Iterator[WorkDir]:
+        """Holds the lock of one existing VM; NotFound when there is none, or none any more."""
+        self._row(vm_id)
+        workdir = self.workdir(vm_id)
+        workdir.make()
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(files.locked(workdir.lock, timeout_s=LOCK_PATIENCE_S))
+            except FileNotFoundError:
+                raise NotFound(f"VM {vm_id} not found") from None  # removed while we waited
+            try:
+                self._row(vm_id)
+            except NotFound:
+                workdir.remove()
+                raise
+            yield workdir
+
+    def workdir(self, vm_id: str) -> WorkDir:
+        """The folder of a VM."""
+        return WorkDir(self.config.run_path / vm_id)
+
+    def _row(self, vm_id: str) -> Vm:
+        with self.database.reading() as session:
+            return records.get(session, vm_id)
+
+    def _do(self, action: Action, vm: Vm, workdir: WorkDir) -> None:
+        match action:
+            case Action.START:
+                self._start(vm.id, workdir)
+            case Action.STOP:
+                self._stop(vm, workdir)
+            case Action.ADOPT:
+                self._observe_alive(vm.id, workdir, event="vmm.adopt")
+            case Action.BURY:
+                self._bury(vm, workdir)
+            case Action.REMOVE:
+                self._remove(vm, workdir)
+
+    def _ask_start(self, vm_id: str, workdir: WorkDir) -> bool:
+        if not workdir.path.exists():
+            return False  # removed just now
+        with self.database.writing() as session:
+            vm = records.get(session, vm_id)
+            if vm.wished != Wished.RUNNING or vm.observed != Observed.ABSENT:
+                return False
+            records.check_capacity(session, vm, self.config)
+            vm.observed = Observed.STARTING
+            return True
+
+    # Start ---------------------------------------------------------------------------------------
+
+    def _start(self, vm_id: str, workdir: WorkDir) -> None:
+        try:
+            self._launch(vm_id, workdir)
+        except BaseException as error:
+            found = process.find(workdir.path)
+            if found is not None:
+                process.end(workdir.path, found, grace_s=0)
+            reason = error.message if isinstance(error, CasemateError) else type(error).__name__
+            with self.database.writing() as session:
+                vm = records.get(session, vm_id)
+                vm.observed = Observed.ABSENT
+                vm.boot_error = reason
+                self._event(session, vm_id, "vmm.start_failed", reason)
+            raise
+
+    def _launch(self, vm_id: str, workdir: WorkDir) -> None:
+        with self.database.reading() as session:
+            vm = records.get(session, vm_id)
+            # The deferred parts are read here, while the session is open.
+            _ = vm.compose_file, vm.encrypted_env, vm.user_config
+        image = self._bootable_image(vm)
+        ports = tuple(records.port_of(lease) for lease in vm.ports)
+        network.check_bindable(ports)
+        boot_files.write(workdir, vm, image, self.config, self.host)
+        disk.create_share(workdir.shared_image, workdir.shared)
+        disk.create_data_disk(workdir.data_disk, vm.disk_gb, image.hda)
+        with open(workdir.serial_log, "ab") as log:
+            log.write(
+                time.strftime("===== boot @ %Y-%m-%dT%H:%M:%SZ =====\n", time.gmtime()).encode()
+            )
+        for stale in ("qmp.sock", "host.sock", "guest.sock"):
+            (workdir.path / stale).unlink(missing_ok=True)
+        started = process.spawn(workdir.path, qemu.argv(self._machine(vm, image, workdir, ports)))
+        if not qmp.wait_for_greeting(
+            workdir.path, lambda: process.is_alive(started), deadline_s=QMP_GREETING_S
+        ):
+            why = process.last_line(workdir.log("stderr"))
+            raise process.StartFailed(f"QEMU ended at once: {why}")
+        self._observe_alive(vm_id, workdir, event="vmm.start", fresh=True)
+
+    def _bootable_image(self, vm: Vm) -> registry.Image:
+        if not vm.no_tee and not vm.simulated_tee:
+            if not self.host.tee:
+                raise Invalid(
+                    "this host has no TDX or SEV-SNP; set no_tee for a development VM "
+                    "(or cvm.simulate for simulated evidence)"
+                )
+            raise Unsupported(f"{self.host.tee} VMs are not available in this release")
+        image = registry.load(self.config.image.path, vm.image)
+        if changed := registry.changed_files(image):
+            raise Invalid(
+                f"image {vm.image}: {', '.join(changed)} changed since it was built; "
+                "remove the image and build or fetch it again"
+            )
+        return image
+
+    def _machine(
+        self, vm: Vm, image: registry.Image, workdir: WorkDir, ports: tuple[network.Port, ...]
+    ) -> qemu.Machine:
+        settings = self.config.cvm.networking
+        card = qemu.Card(
+            mac=network.mac_address(vm.id, 0, settings.mac_prefix),
+            ports=ports,
+            net=settings.net,
+            dhcp_start=settings.dhcp_start,
+            restrict=settings.restrict,
+        )
+        return qemu.Machine(
+            vm_id=vm.id,
+            qemu=self.host.qemu,
+            accel=self.host.accelerator.name,
+            cpu=self.host.accelerator.cpu,
+            vcpu=vm.vcpu,
+            memory_mb=vm.memory_mb,
+            kernel=image.kernel,
+            initrd=image.initrd,
+            cmdline=image.cmdline,
+            rootfs=image.rootfs,
+            data_disk=workdir.data_disk,
+            shared_image=workdir.shared_image,
+            serial_log=workdir.serial_log,
+            qmp_socket=workdir.path / "qmp.sock",
+            host_socket=workdir.host_socket,
+            guest_socket=workdir.guest_socket,
+            cards=(card,),
+            sys_vendor=self.config.cvm.product.sys_vendor,
+            product_name=self.config.cvm.product.product_name,
+        )
+
+    def _observe_alive(
+        self, vm_id: str, workdir: WorkDir, *, event: str, fresh: bool = False
+    ) -> None:
+        found = process.find(workdir.path)
+        if found is None:
+            return  # ended between two looks: the next one buries it
+        with self.database.writing() as session:
+            vm = records.get(session, vm_id)
+            vm.observed = Observed.ALIVE
+            vm.pid, vm.pid_start = found.pid, found.start
+            vm.accel = self.host.accelerator.name
+            if fresh:
+                vm.started_ms = records.now_ms()
+                vm.stopped_ms = None
+                vm.boot_progress, vm.boot_error, vm.shutdown_progress = "booting", "", ""
+            accelerator = self.host.accelerator
+            self._event(
+                session, vm_id, event, f"pid {found.pid}, {accelerator.name} ({accelerator.why})"
+            )
+
+    # End -----------------------------------------------------------------------------------------
+
+    def _stop(self, vm: Vm, workdir: WorkDir) -> None:
+        found = process.find(workdir.path)
+        if found is not None and not process.end(workdir.path, found, grace_s=STOP_GRACE_S):
+            raise Unavailable(f"VM {vm.id} did not end; its process {found.pid} resists SIGKILL")
+        self._bury(vm, workdir)
+
+    def _bury(self, vm: Vm, workdir: WorkDir) -> None:
+        # The runner writes the ending before it lets the lock go.
+        deadline = time.monotonic() + 2
+        while process.is_locked(workdir.path) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        ended = process.ending(workdir.path) or process.Ending(None, None, records.now_ms())
+        console = console_line(workdir)
+        failed = _BOOT_FAILED.search(console)
+        wished_end = vm.wished != Wished.RUNNING
+        with self.database.writing() as session:
+            row = records.get(session, vm.id)
+            row.observed = Observed.ABSENT
+            row.pid = row.pid_start = None
+            row.stopped_ms = ended.at_ms
+            if failed:
+                row.boot_error = failed[1].strip()
+            body = str(ended)
+            if not wished_end:
+                body += f"; last console line: {console or 'none'}"
+            self._event(session, vm.id, "vmm.stop" if wished_end else "vmm.exit", body)
+
+    def _remove(self, vm: Vm, workdir: WorkDir) -> None:
+        found = process.find(workdir.path)
+        if found is not None and not process.end(workdir.path, found, grace_s=STOP_GRACE_S):
+            # Files under a live QEMU stay; the sweep tries again.
+            raise Unavailable(f"VM {vm.id} is still ending; it is removed when its process is gone")
+        workdir.remove()
+        with self.database.writing() as session:
+            session.delete(records.get(session, vm.id))
+
+    def _event(self, session: Session, vm_id: str, event: str, body: str) -> None:
+        records.add_event(session, vm_id, event, body, self.config.event_buffer_size)
+
+
+def console_line(workdir: WorkDir) -> str:
+    """The last line of the serial log that says something, without escape sequences."""
+    if not workdir.serial_log.exists():
+        return ""
+    lines = "".join(tail(workdir.serial_log, 40, keep_ansi=False)).splitlines()
+    failed = [line for line in lines if _BOOT_FAILED.search(line)]
+    said = [line.strip() for line in lines if line.strip()]
+    return (failed or said or [""])[-1][:500]

@@ -1,0 +1,85 @@
+"""Reading and writing VM rows: the transitions that several verbs share, each conditional."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from core.config import Config
+from core.errors import Conflict, NotFound
+from models.port import PortLease
+from models.vm import Vm, VmEvent
+from vmm import network
+from vmm.lifecycle import Observed
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def get(session: Session, vm_id: str) -> Vm:
+    """The row of a VM, or NotFound."""
+    vm = session.get(Vm, vm_id)
+    if vm is None:
+        raise NotFound(f"VM {vm_id[:64]} not found")
+    return vm
+
+
+def add_event(session: Session, vm_id: str, event: str, body: str, keep: int) -> None:
+    """Appends an event and drops all but the newest `keep` of that VM."""
+    session.add(VmEvent(vm_id=vm_id, event=event, body=body, timestamp_ms=now_ms()))
+    session.flush()
+    newest = (
+        select(VmEvent.id).where(VmEvent.vm_id == vm_id).order_by(VmEvent.id.desc()).limit(keep)
+    )
+    session.execute(
+        delete(VmEvent)
+        .where(VmEvent.vm_id == vm_id, VmEvent.id.not_in(newest))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> None:
+    """Gives a VM its host ports; Conflict names one that another VM holds."""
+    numbers = [port.host_port for port in ports]
+    others = session.scalars(
+        select(PortLease).where(PortLease.host_port.in_(numbers), PortLease.vm_id != vm.id)
+    )
+    network.check_free(ports, [port_of(lease) for lease in others])
+    vm.ports = [
+        PortLease(
+            position=index,
+            protocol=port.protocol,
+            host_address=port.host_address,
+            host_port=port.host_port,
+            vm_port=port.vm_port,
+        )
+        for index, port in enumerate(ports)
+    ]
+
+
+def port_of(lease: PortLease) -> network.Port:
+    """A lease as the value that the network rules speak of."""
+    return network.Port(lease.protocol, lease.host_address, lease.host_port, lease.vm_port)
+
+
+def check_capacity(session: Session, vm: Vm, config: Config) -> None:
+    """Conflict when the VMs that run and this one exceed the host's limits."""
+    others = (Vm.observed != Observed.ABSENT, Vm.id != vm.id)
+    vcpus, memory = session.execute(
+        select(func.coalesce(func.sum(Vm.vcpu), 0), func.coalesce(func.sum(Vm.memory_mb), 0)).where(
+            *others
+        )
+    ).one()
+    for field, used, wanted, most in (
+        ("vcpu", vcpus, vm.vcpu, config.cvm.max_allocable_vcpu),
+        ("memory", memory, vm.memory_mb, config.cvm.max_allocable_memory_in_mb),
+    ):
+        if used + wanted > most:
+            raise Conflict(
+                f"{field}: this host allows {most} in all running VMs, {used} are in use and "
+                f"{wanted} were asked for; stop a VM or ask for less"
+            )

@@ -1,0 +1,107 @@
+"""/prpc: the VM management calls (vmm.md section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, current_app
+
+from core.prpc import Empty, Service
+from vmm.rpc import respond
+from vmm.schemas import (
+    ComposeHash,
+    Configuration,
+    GetInfoResponse,
+    GetMetaResponse,
+    Id,
+    ImageListResponse,
+    StatusQuery,
+    StatusRequest,
+    StatusResponse,
+    VersionResponse,
+    VmConfiguration,
+)
+from vmm.service import Vms
+from vmm.version import VERSION, revision
+
+blueprint = Blueprint("vmm", __name__, url_prefix="/prpc")
+service = Service("Teepod", "Vmm")
+
+
+def vms() -> Vms:
+    """The service behind the current application."""
+    found: Vms = current_app.extensions["vms"]
+    return found
+
+
+@blueprint.route("/<path:method>", methods=["GET", "POST"])
+def call(method: str) -> Response:
+    """Answers any method of the service."""
+    return respond(service, method)
+
+
+@service.method("CreateVm", VmConfiguration, Id)
+def create_vm(wanted: Configuration) -> dict[str, str]:
+    """Makes a VM and starts it unless `stopped`."""
+    return {"id": vms().create(wanted)}
+
+
+@service.method("StartVm", Id)
+def start_vm(given: dict[str, str]) -> None:
+    """Starts a VM; a running one stays as it is."""
+    vms().start(given["id"])
+
+
+@service.method("StopVm", Id)
+def stop_vm(given: dict[str, str]) -> None:
+    """Ends a VM by force."""
+    vms().stop(given["id"])
+
+
+@service.method("ShutdownVm", Id)
+def shutdown_vm(given: dict[str, str]) -> None:
+    """Asks a VM to power off."""
+    vms().shutdown(given["id"])
+
+
+@service.method("RemoveVm", Id)
+def remove_vm(given: dict[str, str]) -> None:
+    """Ends a VM and deletes all it had, in the background."""
+    vms().remove(given["id"])
+
+
+@service.method("Status", StatusRequest, StatusResponse)
+def list_vms(query: StatusQuery) -> dict[str, Any]:
+    """Lists VMs, oldest first."""
+    return vms().status(query)
+
+
+@service.method("GetInfo", Id, GetInfoResponse)
+def get_info(given: dict[str, str]) -> dict[str, Any]:
+    """One VM with its configuration; an unknown id is no error."""
+    info = vms().info(given["id"])
+    return {"found": info is not None, "info": info}
+
+
+@service.method("GetComposeHash", VmConfiguration, ComposeHash)
+def get_compose_hash(wanted: Configuration) -> dict[str, str]:
+    """SHA-256 of the exact bytes of `compose_file`."""
+    return {"hash": vms().compose_hash(wanted.name, wanted.compose_file)}
+
+
+@service.method("ListImages", Empty, ImageListResponse)
+def list_images(_: object) -> dict[str, Any]:
+    """The images that can be booted."""
+    return {"images": vms().images()}
+
+
+@service.method("Version", Empty, VersionResponse)
+def version(_: object) -> dict[str, str]:
+    """This service's version."""
+    return {"version": VERSION, "rev": revision()}
+
+
+@service.method("GetMeta", Empty, GetMetaResponse)
+def get_meta(_: object) -> dict[str, Any]:
+    """Addresses and limits of this host."""
+    return vms().meta()

@@ -1,0 +1,362 @@
+"""The messages of the VMM's interface, with dstack's names and field numbers (vmm.md section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.prpc import (
+    Flag,
+    HexBytes,
+    Int64,
+    Message,
+    Nested,
+    Repeated,
+    Text,
+    UInt32,
+    UInt64,
+)
+
+
+@dataclass(frozen=True)
+class PortMap:
+    """One wished port mapping."""
+
+    protocol: str
+    host_port: int
+    vm_port: int
+    host_address: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a VM is made from, as the caller gave it."""
+
+    name: str = ""
+    image: str = ""
+    compose_file: str = ""
+    vcpu: int = 0
+    memory: int = 0
+    disk_size: int = 0
+    ports: list[PortMap] = field(default_factory=list)
+    encrypted_env: bytes = b""
+    app_id: str | None = None
+    user_config: str = ""
+    hugepages: bool = False
+    pin_numa: bool = False
+    gpus: dict[str, Any] | None = None
+    kms_urls: list[str] = field(default_factory=list)
+    gateway_urls: list[str] = field(default_factory=list)
+    stopped: bool = False
+    no_tee: bool = False
+    networking: dict[str, Any] | None = None
+    networks: list[dict[str, Any]] = field(default_factory=list)
+    simulated_tee: str | None = None
+
+
+@dataclass(frozen=True)
+class StatusQuery:
+    """Which VMs to list."""
+
+    ids: list[str] = field(default_factory=list)
+    brief: bool = False
+    keyword: str = ""
+    page: int = 0
+    page_size: int = 0
+
+
+class Id(Message):
+    """A VM's id."""
+
+    id = Text(1)
+
+
+class PortMapping(Message):
+    """A host port that leads to a guest port."""
+
+    makes = PortMap
+    protocol = Text(1)
+    host_port = UInt32(2)
+    vm_port = UInt32(3)
+    host_address = Text(4)
+
+
+class GpuSpec(Message):
+    """One PCI device."""
+
+    slot = Text(1)
+
+
+class GpuConfig(Message):
+    """Which GPUs to pass through."""
+
+    gpus = Repeated(1, GpuSpec, most=64)
+    attach_mode = Text(2)
+
+
+class NetworkingConfig(Message):
+    """One network card."""
+
+    mode = Text(1)
+    bridge_name = Text(2, optional=True)
+
+
+class VmConfiguration(Message):
+    """The request of CreateVm and the `configuration` of a VM."""
+
+    makes = Configuration
+    name = Text(1)
+    image = Text(2)
+    compose_file = Text(3)
+    vcpu = UInt32(4)
+    memory = UInt32(5)
+    disk_size = UInt32(6)
+    ports = Repeated(7, PortMapping, most=100)
+    encrypted_env = HexBytes(8)
+    app_id = Text(9, optional=True)
+    user_config = Text(10)
+    hugepages = Flag(11)
+    pin_numa = Flag(12)
+    gpus = Nested(13, GpuConfig)
+    kms_urls = Repeated(14, Text(0), most=20)
+    gateway_urls = Repeated(15, Text(0), most=20)
+    stopped = Flag(16)
+    no_tee = Flag(17)
+    networking = Nested(18, NetworkingConfig)
+    networks = Repeated(19, NetworkingConfig, most=8)
+    simulated_tee = Text(21, optional=True)
+
+
+class ComposeHash(Message):
+    """A compose hash in lower-case hex."""
+
+    hash = Text(1)
+
+
+class GuestEvent(Message):
+    """Something that happened to a VM; milliseconds since 1970."""
+
+    event = Text(1)
+    body = Text(2)
+    timestamp = UInt64(3)
+
+
+class VmInfo(Message):
+    """A VM as lists and details show it."""
+
+    id = Text(1)
+    name = Text(2)
+    status = Text(3)
+    uptime = Text(4)
+    app_url = Text(5, optional=True)
+    app_id = Text(6)
+    instance_id = Text(7, optional=True)
+    configuration = Nested(8, VmConfiguration)
+    exited_at = Text(9, optional=True)
+    boot_progress = Text(10)
+    boot_error = Text(11)
+    shutdown_progress = Text(12)
+    image_version = Text(13)
+    events = Repeated(14, GuestEvent)
+    # Beyond dstack's message, so that a client need not parse words: milliseconds since 1970, and
+    # which TEE is simulated, if one is.
+    started_at = UInt64(1001, optional=True)
+    stopped_at = UInt64(1002, optional=True)
+    simulated_tee = Text(1003, optional=True)
+
+
+class StatusRequest(Message):
+    """The request of Status."""
+
+    makes = StatusQuery
+    ids = Repeated(1, Text(0), most=10_000)
+    brief = Flag(2)
+    keyword = Text(3)
+    page = UInt32(4)
+    page_size = UInt32(5)
+
+
+class StatusResponse(Message):
+    """The VMs found; `total` counts them before paging."""
+
+    vms = Repeated(1, VmInfo)
+    port_mapping_enabled = Flag(2)
+    total = UInt32(3)
+
+
+class GetInfoResponse(Message):
+    """One VM, if there is one."""
+
+    found = Flag(1)
+    info = Nested(2, VmInfo)
+
+
+class ImageInfo(Message):
+    """An image; `description` is its metadata as JSON text."""
+
+    name = Text(1)
+    description = Text(2)
+    version = Text(3)
+    is_dev = Flag(4)
+
+
+class ImageListResponse(Message):
+    """The images that can be booted."""
+
+    images = Repeated(1, ImageInfo)
+
+
+class VersionResponse(Message):
+    """The service's version; `rev` like git:<sha>."""
+
+    version = Text(1)
+    rev = Text(2)
+
+
+class KmsSettings(Message):
+    """Where guests find their KMS."""
+
+    url = Text(1)
+    urls = Repeated(2, Text(0))
+
+
+class GatewaySettings(Message):
+    """Where guests find a gateway."""
+
+    url = Text(1)
+    base_domain = Text(2)
+    port = UInt32(3)
+    agent_port = UInt32(4)
+    urls = Repeated(5, Text(0))
+
+
+class ResourcesSettings(Message):
+    """The limits of this host."""
+
+    max_cvm_number = UInt32(1)
+    max_allocable_vcpu = UInt32(2)
+    max_allocable_memory_in_mb = UInt32(3)
+
+
+class GetMetaResponse(Message):
+    """What a client needs to know of this VMM."""
+
+    kms = Nested(1, KmsSettings)
+    gateway = Nested(2, GatewaySettings)
+    resources = Nested(3, ResourcesSettings)
+
+
+class GuestInfo(Message):
+    """The agent's public view of itself; ids in hex."""
+
+    version = Text(1)
+    app_id = HexBytes(2)
+    instance_id = HexBytes(3)
+    app_cert = Text(4)
+    tcb_info = Text(5)
+    device_id = HexBytes(6)
+
+
+class DiskInfo(Message):
+    """A mounted disk of a guest; bytes."""
+
+    name = Text(1)
+    mount_point = Text(2)
+    total_size = UInt64(3)
+    free_size = UInt64(5)
+
+
+class SystemInfo(Message):
+    """A guest's system; sizes in bytes, uptime in seconds, load times 100."""
+
+    os_name = Text(1)
+    os_version = Text(2)
+    kernel_version = Text(3)
+    cpu_model = Text(4)
+    num_cpus = UInt32(5)
+    total_memory = UInt64(6)
+    available_memory = UInt64(7)
+    used_memory = UInt64(8)
+    free_memory = UInt64(9)
+    total_swap = UInt64(10)
+    used_swap = UInt64(11)
+    free_swap = UInt64(12)
+    uptime = UInt64(13)
+    loadavg_one = UInt32(14)
+    loadavg_five = UInt32(15)
+    loadavg_fifteen = UInt32(16)
+    disks = Repeated(17, DiskInfo)
+
+
+class IpAddress(Message):
+    """An address of a network interface."""
+
+    address = Text(1)
+    prefix = UInt32(2)
+
+
+class Gateway(Message):
+    """A default route."""
+
+    address = Text(1)
+
+
+class Interface(Message):
+    """A network interface of a guest."""
+
+    name = Text(1)
+    addresses = Repeated(2, IpAddress)
+    rx_bytes = UInt64(3)
+    tx_bytes = UInt64(4)
+    rx_errors = UInt64(5)
+    tx_errors = UInt64(6)
+
+
+class NetworkInformation(Message):
+    """A guest's network."""
+
+    dns_servers = Repeated(1, Text(0))
+    gateways = Repeated(2, Gateway)
+    interfaces = Repeated(3, Interface)
+    wg_info = Text(4)
+
+
+class Container(Message):
+    """A container of a guest; `created` in seconds since 1970."""
+
+    id = Text(1)
+    names = Repeated(2, Text(0))
+    image = Text(3)
+    image_id = Text(4)
+    created = Int64(6)
+    state = Text(7)
+    status = Text(8)
+
+
+class ListContainersResponse(Message):
+    """The containers of a guest."""
+
+    containers = Repeated(1, Container)
+
+
+class HostInfo(Message):
+    """What a guest may know of its host."""
+
+    name = Text(1)
+    version = Text(2)
+
+
+@dataclass(frozen=True)
+class Note:
+    """An event that a guest reports."""
+
+    event: str = ""
+    payload: str = ""
+
+
+class Notification(Message):
+    """The request of Notify."""
+
+    makes = Note
+    event = Text(1)
+    payload = Text(2)

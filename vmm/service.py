@@ -1,0 +1,270 @@
+"""The verbs of the VM manager: the only module of vmm that other areas may import.
+
+A verb writes the wish in one transaction and lets vmm/reconcile.py make the host match it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, func, or_, select
+from sqlalchemy.orm import defer, undefer
+
+from attest import compose
+from core import logs, prpc
+from core.config import Config
+from core.errors import CasemateError, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
+from image import registry
+from models.base import Database
+from models.vm import Vm
+from vmm import channel, qmp, records
+from vmm.configuration import Checked, check, check_compose, check_name
+from vmm.description import describe
+from vmm.host import Host
+from vmm.lifecycle import Observed, Wished, status
+from vmm.reconcile import Reconciler
+from vmm.schemas import Configuration, StatusQuery
+
+# ShutdownVm: how long the agent may take before the power button is pressed (vmm.md section 4).
+AGENT_SHUTDOWN_S = 3.0
+LOG_CHANNELS = ("serial", "stdout", "stderr")
+HEARTBEAT = "[vmm heartbeat]\n"
+
+
+@dataclass(frozen=True)
+class Vms:
+    """The VMs of one data directory."""
+
+    config: Config
+    database: Database
+    host: Host
+
+    @property
+    def reconciler(self) -> Reconciler:
+        """What makes the host match the records."""
+        return Reconciler(self.config, self.database, self.host)
+
+    # Verbs ---------------------------------------------------------------------------------------
+
+    def create(self, wanted: Configuration) -> str:
+        """Makes a VM, starts it unless `stopped`, and returns its id; on failure nothing remains."""
+        checked = check(wanted, self.config, host_tee=self.host.tee)
+        vm = _new_row(wanted, checked)
+        with self.database.writing() as session:
+            session.add(vm)
+            records.lease_ports(session, vm, checked.ports)
+            if not wanted.stopped:
+                records.check_capacity(session, vm, self.config)
+        try:
+            if not wanted.stopped:
+                self.reconciler.one(vm.id, start=True)
+            else:
+                self.reconciler.workdir(vm.id).make()
+        except BaseException:
+            self._forget(vm.id)
+            raise
+        return vm.id
+
+    def start(self, vm_id: str) -> None:
+        """Starts a VM; a running one stays as it is."""
+        with self.database.writing() as session:
+            vm = records.get(session, vm_id)
+            _refuse_removed(vm)
+            before, vm.wished = vm.wished, Wished.RUNNING
+            vm.restarts, vm.next_restart_ms = 0, None
+        try:
+            self.reconciler.one(vm_id, start=True)
+        except CasemateError:
+            # A refused start is no standing wish: the sweep must not try it again and again.
+            self._wish(vm_id, before, only_from=Wished.RUNNING)
+            raise
+
+    def stop(self, vm_id: str) -> None:
+        """Ends a VM by force; a stopped one stays as it is."""
+        self._wish(vm_id, Wished.STOPPED)
+        self.reconciler.one(vm_id)
+
+    def shutdown(self, vm_id: str) -> None:
+        """Asks a VM to power off: its agent first, then the power button.
+
+        Unavailable when neither can be reached.
+        """
+        self._running(vm_id)
+        workdir = self.reconciler.workdir(vm_id).path
+        try:
+            channel.ask(workdir, "Shutdown", {}, begin_s=AGENT_SHUTDOWN_S, whole_s=AGENT_SHUTDOWN_S)
+        except (Upstream, UpstreamTimeout):
+            try:
+                qmp.execute(workdir, "system_powerdown")
+            except (Upstream, UpstreamTimeout) as error:
+                raise Unavailable(
+                    f"neither the guest agent nor QEMU took the request: {error.message}"
+                ) from None
+        self._wish(vm_id, Wished.SHUTDOWN, only_from=Wished.RUNNING)
+
+    def remove(self, vm_id: str) -> None:
+        """Marks a VM for removal; the background process ends it and deletes what it had."""
+        self._wish(vm_id, Wished.REMOVED)
+
+    # Questions -----------------------------------------------------------------------------------
+
+    def status(self, query: StatusQuery) -> dict[str, Any]:
+        """The VMs that match a query, oldest first, as StatusResponse prints them."""
+        found = _matching(query)
+        with self.database.reading() as session:
+            total = session.scalar(select(func.count()).select_from(found.subquery())) or 0
+            page = found.order_by(Vm.created_ms, Vm.id)
+            if query.page_size:
+                page = page.offset(query.page * query.page_size).limit(query.page_size)
+            load = defer if query.brief else undefer
+            page = page.options(load(Vm.compose_file), load(Vm.encrypted_env), load(Vm.user_config))
+            vms = [describe(vm, self.config, brief=query.brief) for vm in session.scalars(page)]
+        return {
+            "vms": vms,
+            "port_mapping_enabled": self.config.cvm.port_mapping.enabled,
+            "total": total,
+        }
+
+    def info(self, vm_id: str) -> dict[str, Any] | None:
+        """One VM with its configuration, or None."""
+        with self.database.reading() as session:
+            vm = session.get(Vm, vm_id)
+            return None if vm is None else describe(vm, self.config, brief=False)
+
+    def compose_hash(self, name: str, compose_file: str) -> str:
+        """The compose hash of a text, in hex, after a look at name and form."""
+        check_name(name)
+        return compose.compose_hash(check_compose(compose_file)).hex()
+
+    def images(self) -> list[dict[str, Any]]:
+        """The images that can be booted."""
+        return [
+            {
+                "name": image.name,
+                "description": image.metadata,
+                "version": image.version,
+                "is_dev": image.is_dev,
+            }
+            for image in registry.list_images(self.config.image.path)
+        ]
+
+    def meta(self) -> dict[str, Any]:
+        """Addresses and limits that a client needs."""
+        cvm, gateway = self.config.cvm, self.config.gateway
+        return {
+            "kms": {"url": next(iter(cvm.kms_urls), ""), "urls": cvm.kms_urls},
+            "gateway": {
+                "url": next(iter(cvm.gateway_urls), ""),
+                "base_domain": gateway.base_domain,
+                "port": gateway.port,
+                "agent_port": gateway.agent_port,
+                "urls": cvm.gateway_urls,
+            },
+            "resources": {
+                "max_cvm_number": cvm.cid_pool_size,
+                "max_allocable_vcpu": cvm.max_allocable_vcpu,
+                "max_allocable_memory_in_mb": cvm.max_allocable_memory_in_mb,
+            },
+        }
+
+    def ask_guest(self, vm_id: str, method: str, answer: type[prpc.Message]) -> Any:
+        """Relays a call without arguments to the agent of a running VM and checks its answer."""
+        self._running(vm_id)
+        told = channel.ask(self.reconciler.workdir(vm_id).path, method, {})
+        try:
+            return prpc.load(answer, told or {})
+        except Invalid as error:
+            raise Upstream(f"guest agent: malformed answer: {error.message}") from None
+
+    def log(
+        self, vm_id: str, channel_name: str, lines: int, *, follow: bool, keep_ansi: bool
+    ) -> Iterator[str]:
+        """The last lines of a VM's log, in pieces; with `follow` also what comes, until its removal."""
+        self._get(vm_id)
+        if channel_name not in LOG_CHANNELS:
+            raise Invalid.field("ch", f"must be one of {', '.join(LOG_CHANNELS)}")
+        path = self.reconciler.workdir(vm_id).log(channel_name)
+        if not follow:
+            return logs.tail(path, lines, keep_ansi=keep_ansi)
+        return logs.follow(
+            path, lines, keep_ansi=keep_ansi, ended=self._is_gone(vm_id), heartbeat=HEARTBEAT
+        )
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def _get(self, vm_id: str) -> Vm:
+        with self.database.reading() as session:
+            return records.get(session, vm_id)
+
+    def _running(self, vm_id: str) -> None:
+        vm = self._get(vm_id)
+        if vm.wished == Wished.REMOVED or vm.observed != Observed.ALIVE:
+            raise Invalid(f"VM is not running (it is {status(vm.wished, vm.observed)})")
+
+    def _wish(self, vm_id: str, wished: Wished | str, *, only_from: Wished | None = None) -> None:
+        with self.database.writing() as session:
+            vm = records.get(session, vm_id)
+            if vm.wished == Wished.REMOVED and wished == Wished.REMOVED:
+                return
+            _refuse_removed(vm)
+            if only_from is None or vm.wished == only_from:
+                vm.wished = wished
+                vm.restarts, vm.next_restart_ms = 0, None
+
+    def _forget(self, vm_id: str) -> None:
+        """Takes back a VM whose creation failed; what cannot be done now is left to the sweep."""
+        with self.database.writing() as session:
+            records.get(session, vm_id).wished = Wished.REMOVED
+        try:
+            self.reconciler.one(vm_id)
+        except (Unavailable, NotFound):
+            return
+
+    def _is_gone(self, vm_id: str) -> Callable[[], bool]:
+        def gone() -> bool:
+            with self.database.reading() as session:
+                return session.scalar(select(Vm.id).where(Vm.id == vm_id)) is None
+
+        return gone
+
+
+def _new_row(wanted: Configuration, checked: Checked) -> Vm:
+    return Vm(
+        id=str(uuid.uuid4()),
+        name=checked.name,
+        app_id=checked.app_id,
+        image=checked.image.name,
+        image_version=checked.image.version,
+        vcpu=wanted.vcpu,
+        memory_mb=wanted.memory,
+        disk_gb=wanted.disk_size,
+        no_tee=wanted.no_tee,
+        simulated_tee=checked.simulated_tee,
+        hugepages=wanted.hugepages,
+        pin_numa=wanted.pin_numa,
+        options=checked.options,
+        compose_file=wanted.compose_file,
+        encrypted_env=wanted.encrypted_env,
+        user_config=wanted.user_config,
+        wished=Wished.STOPPED if wanted.stopped else Wished.RUNNING,
+        observed=Observed.ABSENT,
+        created_ms=records.now_ms(),
+    )
+
+
+def _refuse_removed(vm: Vm) -> None:
+    if vm.wished == Wished.REMOVED:
+        raise Invalid(f"VM {vm.id} is being removed")
+
+
+def _matching(query: StatusQuery) -> Select[Vm]:
+    found = select(Vm)
+    if query.ids:
+        found = found.where(Vm.id.in_(query.ids))
+    if query.keyword:
+        columns = (Vm.name, Vm.id, Vm.app_id, Vm.image)
+        found = found.where(or_(*(c.contains(query.keyword, autoescape=True) for c in columns)))
+    return found

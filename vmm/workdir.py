@@ -1,0 +1,93 @@
+"""The folder of one VM (vmm.md section 6): names in one place, every file whole or absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.files import sync_directory, write_atomic
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """Paths inside the folder of one VM."""
+
+    path: Path
+
+    @property
+    def shared(self) -> Path:
+        """The files that the guest is given."""
+        return self.path / "shared"
+
+    @property
+    def data_disk(self) -> Path:
+        """The qcow2 disk that the guest encrypts."""
+        return self.path / "hda.img"
+
+    @property
+    def shared_image(self) -> Path:
+        """The FAT copy of `shared`."""
+        return self.path / "shared.img"
+
+    @property
+    def serial_log(self) -> Path:
+        """What the guest's console printed."""
+        return self.path / "serial.log"
+
+    @property
+    def host_socket(self) -> Path:
+        """Where the guest asks the host."""
+        return self.path / "host.sock"
+
+    @property
+    def guest_socket(self) -> Path:
+        """Where the host asks the guest."""
+        return self.path / "guest.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a verb or the sweep works on this VM."""
+        return self.path / "op.lock"
+
+    def make(self) -> None:
+        """Makes the folder; an existing one is kept."""
+        for path in (self.path, self.shared):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def share(self, name: str, content: bytes | str) -> None:
+        """Writes one file for the guest."""
+        write_atomic(self.shared / name, content)
+
+    def share_json(self, name: str, value: Any) -> None:
+        """Writes one JSON file for the guest."""
+        self.share(name, json.dumps(value))
+
+    def unshare(self, name: str) -> None:
+        """Takes one file away from the guest's next boot."""
+        (self.shared / name).unlink(missing_ok=True)
+
+    def mirror(self, name: str, value: Any) -> None:
+        """Writes one JSON mirror of the record, for import and repair; the row stays the truth."""
+        write_atomic(self.path / name, json.dumps(value, indent=1))
+
+    def log(self, channel: str) -> Path:
+        """The file of a log channel: serial, stdout or stderr."""
+        return self.path / f"{channel}.log"
+
+    def remove(self) -> None:
+        """Deletes the folder, the lock last, so that a second remover finds it held or gone."""
+        if not self.path.exists():
+            return
+        for entry in self.path.iterdir():
+            if entry == self.lock:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        self.lock.unlink(missing_ok=True)
+        self.path.rmdir()
+        sync_directory(self.path.parent)

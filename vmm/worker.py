@@ -1,0 +1,51 @@
+"""A gunicorn worker that refuses in JSON what never reaches the application."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gunicorn.workers.gthread import ThreadWorker
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's threaded worker with the VMM's error body for broken requests."""
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Lets gunicorn choose status and words, and sends them as JSON."""
+        page = _Page()
+        super().handle_error(req, page, addr, exc)
+        status, text = page.refusal()
+        body = json.dumps({"message": text, "error": text}).encode()
+        head = (
+            f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        try:
+            client.sendall(head.encode("latin-1") + body)
+        except OSError:
+            self.log.debug("the client left before its error was sent")
+
+
+class _Page:
+    """Stands in for the client's socket and keeps the HTML page that gunicorn writes."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def sendall(self, data: bytes) -> None:
+        self.written += data
+
+    def gettimeout(self) -> None:
+        return None
+
+    def setblocking(self, flag: bool) -> None:
+        pass
+
+    settimeout = setblocking
+
+    def refusal(self) -> tuple[str, str]:
+        """Status code with reason, and the text to show."""
+        line = self.written.split(b"\r\n", 1)[0].decode("latin-1")
+        status = line.partition(" ")[2] or "400 Bad Request"
+        return status, f"the request could not be read: {status.partition(' ')[2]}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
+from threading import BoundedSemaphore
 
 from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+import vmm.console
 import vmm.guest_routes
 import vmm.log_routes
 import vmm.routes
 from accounts.service import Accounts
+from accounts.tokens import session_key
 from core.config import Config
 from core.errors import CasemateError, Conflict, Unauthenticated, status_of
 from models.base import Database
@@ -21,6 +25,8 @@ from vmm.version import VERSION
 
 logger = logging.getLogger(__name__)
 
+# The pages ask for the token themselves.
+OPEN = {"console"}
 BODY_LIMIT = 10 * 1024**2
 
 
@@ -29,8 +35,14 @@ def create_app(config: Config, host: Host) -> Flask:
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
     app.extensions["accounts"] = Accounts.of(config)
+    app.extensions["stream_places"] = BoundedSemaphore(max(1, config.server.threads // 2))
     app.extensions["vms"] = Vms(config, Database(config.database), host)
 
+    app.secret_key = session_key(config.data_dir)
+    app.config.update(SESSION_COOKIE_HTTPONLY=True, SESSION_COOKIE_SAMESITE="Strict")
+    app.add_template_filter(moment)
+
+    app.register_blueprint(vmm.console.blueprint)
     app.register_blueprint(vmm.routes.blueprint)
     app.register_blueprint(vmm.guest_routes.blueprint)
     app.register_blueprint(vmm.log_routes.blueprint)
@@ -41,8 +53,17 @@ def create_app(config: Config, host: Host) -> Flask:
     return app
 
 
+def moment(seconds: float) -> str:
+    """A time as people write it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
 def _authenticate() -> None:
     # Runs before any body is read: a stranger's upload is not taken in.
+    if request.blueprint in OPEN or request.endpoint == "static":
+        return
+    if request.blueprint in vmm.console.READ_WITH_SESSION and vmm.console.signed_in():
+        return
     accounts: Accounts = current_app.extensions["accounts"]
     accounts.authenticate(
         request.headers.get("Authorization", ""), request.headers.get("X-Admin-Token", "")

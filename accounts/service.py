@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 from dataclasses import dataclass
 
 from accounts import tokens
@@ -40,8 +41,24 @@ class Accounts:
         if not self.enabled:
             return
         given = [*_of_authorization(authorization), admin_token]
-        if not any(tokens.matches(token, self.digests) for token in given if token):
+        if not any(self.knows(token) for token in given):
             raise Unauthenticated("a valid token is needed: Authorization: Bearer <token>")
+
+    def knows(self, token: str) -> bool:
+        """Whether a token is valid."""
+        return bool(token) and tokens.matches(token, self.digests)
+
+    def session_of(self, token: str) -> str:
+        """What a signed-in browser keeps instead of the token; Unauthenticated when that is wrong."""
+        if not self.knows(token):
+            raise Unauthenticated("this is not a valid token")
+        return tokens.digest(token).hex()
+
+    def allows_session(self, session: str) -> bool:
+        """Whether a browser's session still stands for a valid token."""
+        return not self.enabled or any(
+            hmac.compare_digest(session, known.hex()) for known in self.digests
+        )
 
 
 def _of_authorization(header: str) -> list[str]:

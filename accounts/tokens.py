@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PREFIX = "cm_"
@@ -31,17 +31,23 @@ def matches(token: str, digests: Iterable[bytes]) -> bool:
     return found
 
 
+def session_key(data_dir: Path) -> str:
+    """The key that signs browser sessions, made once and kept in `session-key`, 0600."""
+    return _kept(data_dir / "session-key", make)
+
+
 def admin_token(data_dir: Path, given: str) -> str:
     """The administrator's token: the given one, else the one kept (made once) in `admin-token`, 0600."""
-    if given:
-        return given
-    path = data_dir / "admin-token"
+    return given or _kept(data_dir / "admin-token", make)
+
+
+def _kept(path: Path, made: Callable[[], str]) -> str:
     try:
         # O_EXCL: of two services that start at once, one makes it.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return path.read_text().strip()
-    token = make()
+    value = made()
     with os.fdopen(fd, "w") as file:
-        file.write(token + "\n")
-    return token
+        file.write(value + "\n")
+    return value

@@ -64,3 +64,5 @@ def setup(level: int = logging.INFO) -> None:
     root.setLevel(level)
     # Two lines of context at every start say nothing to an operator.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It logs what it also raises.
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)

@@ -20,7 +20,7 @@ from sqlalchemy import select as select_rows
 from core.errors import CasemateError, NotFound
 from models.base import change_watch
 from models.vm import Vm
-from vmm import process, records
+from vmm import process, records, simulation
 from vmm.channel import Port
 from vmm.hostapi import HostApi
 from vmm.lifecycle import Action, Observed, Wished, next_action
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.1
 # A sweep happens at least this often, whatever the database says.
 SWEEP_S = 2.0
+# The simulated TEE's collateral is valid for days; verifiers read the file at any time.
+COLLATERAL_S = 6 * 3600.0
 
 
 @dataclass
@@ -66,13 +68,16 @@ class Background:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         changed = change_watch(self.vms.database.path)
-        swept = 0.0
+        swept, renewed = 0.0, time.monotonic()
         if recover:
             self._recover()
         while not self.stopping and os.getppid() == parent:
             if changed() or time.monotonic() - swept > SWEEP_S:
                 self.sweep()
                 swept = time.monotonic()
+            if time.monotonic() - renewed > COLLATERAL_S:
+                self._renew_collateral()
+                renewed = time.monotonic()
             self.serve(LOOK_S)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -85,6 +90,10 @@ class Background:
             for vm_id in should_run:
                 if process.find(self.vms.reconciler.workdir(vm_id).path) is None:
                     self._reconcile(vm_id, start=True)
+
+    def _renew_collateral(self) -> None:
+        if self.vms.config.cvm.simulate:
+            simulation.prepare(self.vms.config.tee_dir)
 
     def sweep(self) -> None:
         """Looks at every row once and does or schedules what it asks for."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, request
+from threading import BoundedSemaphore
 
-from core.errors import Invalid
+from flask import Blueprint, Response, current_app, request
+
+from core.errors import Invalid, Unavailable
 from vmm.routes import vms
 
 blueprint = Blueprint("logs", __name__)
@@ -15,16 +17,24 @@ DEFAULT_LINES = 10_000
 @blueprint.get("/logs")
 def logs() -> Response:
     """The last lines of a log as text; with `follow` also what comes."""
+    follow = _flag("follow")
     pieces = vms().log(
         request.args.get("id", ""),
         request.args.get("ch", "serial"),
         _lines(request.args.get("lines", "")),
-        follow=_flag("follow"),
+        follow=follow,
         keep_ansi=_flag("ansi"),
     )
-    return Response(
+    response = Response(
         pieces, mimetype="text/plain; charset=utf-8", headers={"X-Accel-Buffering": "no"}
     )
+    if follow:
+        # A stream holds a thread for as long as it likes: other calls keep the rest of them.
+        places: BoundedSemaphore = current_app.extensions["stream_places"]
+        if not places.acquire(blocking=False):
+            raise Unavailable("too many logs are being followed; try again later")
+        response.call_on_close(places.release)
+    return response
 
 
 def _flag(name: str) -> bool:

@@ -44,6 +44,9 @@ def wait_for_greeting(workdir: Path, is_alive: Callable[[], bool], *, deadline_s
     while is_alive():
         if time.monotonic() > deadline:
             raise UpstreamTimeout("QEMU did not answer on its QMP socket")
+        if not (workdir / "qmp.sock").exists():
+            time.sleep(0.004)
+            continue
         try:
             execute(workdir, "query-status", deadline_s=max(deadline - time.monotonic(), 0.1))
             return True

@@ -6,7 +6,7 @@ A verb writes the wish in one transaction and lets vmm/reconcile.py make the hos
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,11 +186,16 @@ class Vms:
         self._get(vm_id)
         if channel_name not in LOG_CHANNELS:
             raise Invalid.field("ch", f"must be one of {', '.join(LOG_CHANNELS)}")
-        path = self.reconciler.workdir(vm_id).log(channel_name)
+        workdir = self.reconciler.workdir(vm_id)
+        path = workdir.log(channel_name)
         if not follow:
             return logs.tail(path, lines, keep_ansi=keep_ansi)
         return logs.follow(
-            path, lines, keep_ansi=keep_ansi, ended=self._is_gone(vm_id), heartbeat=HEARTBEAT
+            path,
+            lines,
+            keep_ansi=keep_ansi,
+            ended=lambda: not workdir.path.exists(),
+            heartbeat=HEARTBEAT,
         )
 
     # Steps ---------------------------------------------------------------------------------------
@@ -222,13 +227,6 @@ class Vms:
             self.reconciler.one(vm_id)
         except (Unavailable, NotFound):
             return
-
-    def _is_gone(self, vm_id: str) -> Callable[[], bool]:
-        def gone() -> bool:
-            with self.database.reading() as session:
-                return session.scalar(select(Vm.id).where(Vm.id == vm_id)) is None
-
-        return gone
 
 
 def _new_row(wanted: Configuration, checked: Checked) -> Vm:

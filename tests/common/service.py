@@ -1,0 +1,166 @@
+"""A real `casemate serve` process for tests, and the calls one makes to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import requests
+
+T = TypeVar("T")
+
+
+def until(ask: Callable[[], T], *, within_s: float, what: str) -> T:
+    """The first truthy answer; fails with `what` when there is none in time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what} did not happen within {within_s} s: {answer!r}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A loopback TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class RunningService:
+    """One service on a data directory of its own; restartable."""
+
+    data_dir: Path
+    images: Path
+    extra: str = ""
+    port: int = field(default_factory=free_port)
+    token: str = "system-test-token"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base(self) -> str:
+        """The service's URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """What the service wrote to standard error."""
+        return self.data_dir.parent / f"{self.data_dir.name}.log"
+
+    def start(self) -> float:
+        """Starts the service; returns the seconds until it answered."""
+        config = self.data_dir.parent / f"{self.data_dir.name}.toml"
+        config.write_text(
+            f'address = "tcp:127.0.0.1:{self.port}"\ndata_dir = "{self.data_dir}"\n'
+            f'[image]\npath = "{self.images}"\n'
+            "[auth]\nenabled = true\n"
+            f"[cvm]\nsimulate = true\n{self.extra}\n"
+            "[cvm.port_mapping]\nenabled = true\n"
+            'range = [{protocol = "tcp", from = 1024, to = 65535}]\n'
+            "[cvm.auto_restart]\nenabled = false\n"
+        )
+        began = time.monotonic()
+        env = {k: v for k, v in os.environ.items() if not k.startswith("CASEMATE_")}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", "serve", "-c", config],
+                env={**env, "CASEMATE_ADMIN_TOKEN": self.token},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until(self._answers, within_s=30, what=f"the service's start (log: {self.log})")
+        return time.monotonic() - began
+
+    def _answers(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.log.read_text()
+        try:
+            return requests.get(f"{self.base}/prpc/Version", timeout=5).status_code == 401
+        except requests.ConnectionError:
+            return False
+
+    def request(self, verb: str, path: str, **kwargs: Any) -> requests.Response:
+        """One HTTP request with the token."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return requests.request(verb, self.base + path, headers=headers, timeout=60, **kwargs)
+
+    def call(self, path: str, **message: Any) -> Any:
+        """One RPC that must succeed, by its path below the root."""
+        answer = self.request("POST", f"/{path}", json=message)
+        assert answer.status_code == 200, (path, answer.status_code, answer.text)
+        return answer.json() if answer.content else None
+
+    def info(self, vm_id: str) -> dict[str, Any]:
+        """GetInfo of a VM that is there."""
+        found = self.call("prpc/GetInfo", id=vm_id)
+        assert found["found"], vm_id
+        info: dict[str, Any] = found["info"]
+        return info
+
+    def wait_for(self, vm_id: str, *, within_s: float, **wanted: str) -> dict[str, Any]:
+        """GetInfo once it shows the wanted values; a boot error fails at once."""
+
+        def shows() -> dict[str, Any] | None:
+            info = self.info(vm_id)
+            if "boot_error" not in wanted:
+                assert not info["boot_error"], (info["boot_error"], self.serial(vm_id))
+            return info if all(info[key] == value for key, value in wanted.items()) else None
+
+        return until(shows, within_s=within_s, what=f"{wanted} of VM {vm_id}")  # type: ignore[return-value]
+
+    def serial(self, vm_id: str) -> str:
+        """What the guest's console printed last."""
+        return self.request("GET", f"/logs?id={vm_id}&lines=60").text
+
+    def children(self) -> list[psutil.Process]:
+        """The service's workers and its background process."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children()
+
+    def stop(self) -> None:
+        """Ends the service in order."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=20)
+
+    def kill(self, *, everything: bool) -> None:
+        """kill -9 of the master, or of the master, its workers and the background process."""
+        assert self.process is not None
+        doomed = [psutil.Process(self.process.pid), *(self.children() if everything else [])]
+        for each in doomed:
+            each.kill()
+        self.process.wait(timeout=10)
+
+    def end(self) -> None:
+        """Ends the service and every VM of its data directory."""
+        self.stop()
+        for each in self.qemus():
+            each.kill()
+
+    def qemus(self) -> list[psutil.Process]:
+        """The QEMU processes of this data directory."""
+        return [each for each in _processes() if _belongs(each, str(self.data_dir))]
+
+
+def _processes() -> Iterator[psutil.Process]:
+    yield from psutil.process_iter()
+
+
+def _belongs(process: psutil.Process, folder: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    is_qemu = bool(command) and "qemu-system" in command[0]
+    return is_qemu and any(folder in argument for argument in command)

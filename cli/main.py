@@ -47,3 +47,7 @@ def main() -> None:
     except CasemateError as error:
         click.echo(f"casemate: {error.message}", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

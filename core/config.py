@@ -207,10 +207,10 @@ def load(path: Path | None = None) -> Config:
             raise Invalid(f"{path}: {error}") from None
     config = _build(Config, table, "")
     environment = os.environ
-    if "CASEMATE_ADDRESS" in environment:
-        config = replace(config, address=environment["CASEMATE_ADDRESS"])
-    if "CASEMATE_DATA_DIR" in environment:
-        config = replace(config, data_dir=Path(environment["CASEMATE_DATA_DIR"]))
+    if address := environment.get("CASEMATE_ADDRESS"):
+        config = replace(config, address=address)
+    if data_dir := environment.get("CASEMATE_DATA_DIR"):
+        config = replace(config, data_dir=Path(data_dir))
     config = replace(config, admin_token=environment.get("CASEMATE_ADMIN_TOKEN", ""))
     return check(_with_paths(config))
 
@@ -239,7 +239,8 @@ def check(config: Config) -> Config:
         raise Invalid.field(
             "run_path", "is too long for the sockets of a VM; choose a shorter data_dir"
         )
-    if not re.fullmatch(r"unix:.+|tcp:.+:\d{1,5}", config.address):
+    listen = re.fullmatch(r"unix:.+|tcp:.+:(\d{1,5})", config.address)
+    if not listen or int(listen[1] or 0) > 65535:
         raise Invalid.field("address", "must be tcp:IP:PORT or unix:PATH")
     cvm = config.cvm
     for key, value, allowed in (
@@ -251,6 +252,8 @@ def check(config: Config) -> Config:
     ):
         if value not in allowed:
             raise Invalid.field(key, f"must be one of {', '.join(allowed)}")
+    if not re.fullmatch(r"([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,2})?", cvm.networking.mac_prefix):
+        raise Invalid.field("cvm.networking.mac_prefix", "must be up to three bytes like 52:54:00")
     if cvm.cid_start < 3:
         raise Invalid.field("cvm.cid_start", "must be at least 3 (lower numbers are reserved)")
     restart = cvm.auto_restart

@@ -137,13 +137,22 @@ class Repeated(ma.fields.List[Any]):
         **kwargs: Any,
     ) -> None:
         inner = of if isinstance(of, ma.fields.Field) else ma.fields.Nested(of)
-        super().__init__(
-            inner,
-            load_default=list,
-            validate=ma.validate.Length(max=most, error=f"at most {most} entries"),
-            metadata={"number": number},
-            **kwargs,
-        )
+        super().__init__(inner, load_default=list, metadata={"number": number}, **kwargs)
+        self.most = most
+
+    def _deserialize(
+        self, value: object, attr: str | None, data: object, **kwargs: object
+    ) -> list[Any]:
+        if not isinstance(value, list):
+            raise ma.ValidationError("must be a list")
+        # Before the entries are looked at: a body has room for millions of them.
+        if len(value) > self.most:
+            raise ma.ValidationError(f"at most {self.most} entries")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+# marshmallow's message for a nested message that is no object.
+_WORDS = {"type": "must be an object"}
 
 
 class Message(ma.Schema):
@@ -153,6 +162,7 @@ class Message(ma.Schema):
     """
 
     makes: ClassVar[Callable[..., Any] | None] = None
+    error_messages = _WORDS
 
     class Meta:
         unknown = ma.EXCLUDE
@@ -189,7 +199,9 @@ def load(schema: type[Message], data: object) -> Any:
 def _flatten(messages: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, list[str]]]:
     for key, value in messages.items():
         name = (
-            f"{prefix}[{key}]"
+            prefix
+            if key == "_schema"  # what marshmallow says of a nested message as a whole
+            else f"{prefix}[{key}]"
             if isinstance(key, int)
             else f"{prefix}.{key}"
             if prefix

@@ -164,7 +164,9 @@ def test_a_killed_worker_and_background_process_are_replaced(vm: Deployed) -> No
         child.kill()
 
     until(
-        lambda: len({c.pid for c in vm.service.children()} - {c.pid for c in before}) == len(before),
+        lambda: (
+            len({c.pid for c in vm.service.children()} - {c.pid for c in before}) == len(before)
+        ),
         within_s=10,
         what="new children",
     )

@@ -1,0 +1,226 @@
+"""The app-compose document: its hash, the app id made from it, and the fields that guest and VMM read.
+
+The bytes are the app: they are hashed as received and never written again from the parsed form.
+Source: vmm.md section 4 ("compose file fields the VMM itself reads"), guest-agent.md sections 3 and 10.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from core.errors import Invalid
+
+KeyProvider = Literal["none", "kms", "local", "tpm"]
+# guest-agent.md section 10.
+MAX_INIT_SCRIPTS = 5
+
+_T = TypeVar("_T")
+_SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)B?", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def compose_hash(raw: bytes) -> bytes:
+    """SHA-256 of the document's exact bytes (32 bytes)."""
+    return hashlib.sha256(raw).digest()
+
+
+def app_id(raw: bytes) -> bytes:
+    """The app id a document has when none is given: the first 20 bytes of its hash."""
+    return compose_hash(raw)[:20]
+
+
+@dataclass(frozen=True)
+class AppCompose:
+    """What guest and VMM read of an app-compose document; sizes in bytes, absent texts empty."""
+
+    manifest_version: int = 1
+    name: str = ""
+    runner: str = "docker-compose"
+    docker_compose_file: str = ""
+    bash_script: str = ""
+    public_logs: bool = False
+    public_sysinfo: bool = False
+    public_tcbinfo: bool = True
+    key_provider: KeyProvider = "none"
+    key_provider_id: bytes = b""
+    gateway_enabled: bool = False
+    no_instance_id: bool = False
+    allowed_envs: tuple[str, ...] = ()
+    event_log_version: int = 1
+    init_scripts: tuple[str, ...] = ()
+    pre_launch_script: str = ""
+    storage_fs: str = ""
+    swap_size: int = 0
+    secure_time: bool = False
+    launch_token_hash: str = ""
+    requirements: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def parse(cls, raw: bytes, *, default_name: str = "") -> AppCompose:
+        """Reads a document; Invalid when it is no JSON object or a field has the wrong type, naming it.
+
+        Fields unknown here are ignored and null means absent.  A field written twice is refused: people and
+        programs would read different apps under one hash.
+        """
+        given = _load(raw)
+        requirements: Mapping[str, object] = _read(given, "requirements", _object, {})
+        return cls(
+            manifest_version=_read(given, "manifest_version", _whole, 1),
+            name=_read(given, "name", _text, default_name),
+            runner=_read(given, "runner", _text, "docker-compose"),
+            docker_compose_file=_read(given, "docker_compose_file", _text, ""),
+            bash_script=_read(given, "bash_script", _text, ""),
+            public_logs=_read(given, "public_logs", _flag, False),
+            public_sysinfo=_read(given, "public_sysinfo", _flag, False),
+            public_tcbinfo=_read(given, "public_tcbinfo", _flag, True),
+            key_provider=_key_provider(given),
+            key_provider_id=_read(given, "key_provider_id", _hex, b""),
+            gateway_enabled=_gateway_enabled(given),
+            no_instance_id=_read(given, "no_instance_id", _flag, False),
+            allowed_envs=_read(given, "allowed_envs", _texts, ()),
+            event_log_version=_read(given, "event_log_version", _event_log_version, 1),
+            init_scripts=_read(given, "init_script", _scripts, ()),
+            pre_launch_script=_read(given, "pre_launch_script", _text, ""),
+            storage_fs=_read(given, "storage_fs", _text, ""),
+            swap_size=_read(given, "swap_size", _size, 0),
+            secure_time=_read(given, "secure_time", _flag, False),
+            launch_token_hash=_launch_token_hash(given, requirements),
+            requirements=requirements,
+        )
+
+
+def _load(raw: bytes) -> dict[str, object]:
+    try:
+        given = json.loads(raw.decode(), object_pairs_hook=_no_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Invalid.field("compose_file", f"must be JSON: {why}") from None
+    if not isinstance(given, dict):
+        raise Invalid.field("compose_file", "must be a JSON object")
+    return given
+
+
+def _no_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"the field {name[:64]!r} stands there twice")
+        fields[name] = value
+    return fields
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read(given: Mapping[str, object], key: str, check: Callable[[Any], _T], absent: _T) -> _T:
+    value = given.get(key)
+    if value is None:
+        return absent
+    try:
+        return check(value)
+    except Invalid as error:
+        raise Invalid.field(key, error.message) from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Invalid("must be a string")
+    if "\0" in value:
+        raise Invalid("must not contain a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Invalid("must be valid Unicode") from None
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise Invalid("must be a list of strings")
+    return tuple(_text(item) for item in value)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Invalid("must be true or false")
+    return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
+        raise Invalid("must be a whole number")
+    return value
+
+
+def _object(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise Invalid("must be an object")
+    return value
+
+
+def _hex(value: object) -> bytes:
+    text = _text(value)
+    digits = text[2:] if text[:2] in ("0x", "0X") else text
+    if len(digits) % 2 or not re.fullmatch(r"[0-9A-Fa-f]*", digits):
+        raise Invalid("must be hex text with an even number of digits")
+    return bytes.fromhex(digits)
+
+
+def _event_log_version(value: object) -> int:
+    version = _whole(value)
+    if version not in (1, 2):
+        raise Invalid("must be 1 or 2")
+    return version
+
+
+def _scripts(value: object) -> tuple[str, ...]:
+    if value == "":
+        return ()
+    scripts = (_text(value),) if isinstance(value, str) else _texts(value)
+    if len(scripts) > MAX_INIT_SCRIPTS:
+        raise Invalid(f"must be at most {MAX_INIT_SCRIPTS} scripts")
+    return scripts
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, str):
+        return _whole(value)
+    match = _SIZE.fullmatch(value.strip())
+    if not match:
+        raise Invalid("must be a number of bytes, or a number with K, M, G or T")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _provider(value: object) -> KeyProvider:
+    for kind in get_args(KeyProvider):
+        if value == kind:
+            known: KeyProvider = kind
+            return known
+    raise Invalid("must be none, kms, local or tpm")
+
+
+def _key_provider(given: Mapping[str, object]) -> KeyProvider:
+    by_flags: KeyProvider = "none"
+    if _read(given, "local_key_provider_enabled", _flag, False):
+        by_flags = "local"
+    if _read(given, "kms_enabled", _flag, False):
+        by_flags = "kms"
+    return _read(given, "key_provider", _provider, by_flags)
+
+
+def _gateway_enabled(given: Mapping[str, object]) -> bool:
+    named = _read(given, "gateway_enabled", _flag, False)
+    older = _read(given, "tproxy_enabled", _flag, False)
+    features: tuple[str, ...] = _read(given, "features", _texts, ())
+    return named or older or "tproxy-net" in features
+
+
+def _launch_token_hash(given: Mapping[str, object], requirements: Mapping[str, object]) -> str:
+    required = _read(requirements, "launch_token_hash", _text, "")
+    return required or _read(given, "launch_token_hash", _text, "")

@@ -1,0 +1,296 @@
+"""The start-up of a real guest, from the host's shared folder to the running app.
+
+Source: guest-agent.md section 10; kms.md sections 1 and 7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core import files
+from core.errors import CasemateError, Invalid
+from core.proc import run
+from guest import channel, disk, keys, share, tee
+from guest.channel import Notifier
+from guest.console import say, say_failed
+from guest.events import EventLog, event_log
+from guest.identity import App, Instance, InstanceInfo, SysConfig
+from guest.keys import AppKeys, KeyProvider, SeedKeys
+from guest.settings import GUEST, HOST_SHARED, Settings
+
+if TYPE_CHECKING:
+    from guest.evidence import Evidence
+
+logger = logging.getLogger(__name__)
+
+WORK = Path("/dstack")
+ENGINE_START_S = 60.0
+# Images come from a registry as slow as it likes; the app's own scripts have no limit at all.
+COMPOSE_TIMEOUT_S = 3600.0
+SCRIPT_TIMEOUT_S = 365 * 86400.0
+# vmm.md section 5: the host drops a longer body.
+MAX_EVENT_BODY = 4096
+MAX_ENCRYPTED_ENV = share.FILES[".encrypted-env"]
+_PROGRAM_ENV = {"HOME": "/root", "DOCKER_HOST": GUEST.docker_host}
+
+
+class Progress:
+    """Tells the console of every step, and the host of those that it shows."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+
+    def reached(self, step: str) -> None:
+        """A step that the host shows as the VM's progress."""
+        say(step)
+        self._notifier.notify("boot.progress", step)
+
+    def failed(self, why: str) -> None:
+        """The end of a boot that did not succeed."""
+        say_failed(why)
+        self._notifier.notify("boot.error", why.encode()[:MAX_EVENT_BODY].decode(errors="ignore"))
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The platform's own events, in the order in which verifiers expect them."""
+
+    log: EventLog
+    version: int
+
+    def identity(self, app: App, instance: Instance) -> None:
+        """What is booted: everything up to `boot-mr-done`."""
+        self._emit("system-preparing", b"")
+        self._emit("app-id", instance.app_id)
+        self._emit("compose-hash", app.compose_hash)
+        for script in app.compose.init_scripts:
+            self._emit("init-script-hash", hashlib.sha256(script.encode()).digest())
+        self._emit("instance-id", instance.instance_id)
+        self._emit("boot-mr-done", b"")
+
+    def ready(self, app_keys: AppKeys, storage_fs: str) -> None:
+        """Who gave the keys and what holds the data; the application's events come after these."""
+        self._emit("key-provider", app_keys.key_provider.info.encode())
+        self._emit("storage-fs", storage_fs.encode())
+        self._emit("system-ready", b"")
+
+    def _emit(self, name: str, payload: bytes) -> None:
+        self.log.emit(name, payload, self.version)
+
+
+def evidence_of(platform: tee.Tee, log: EventLog, sys_config: SysConfig) -> Evidence:
+    """The evidence of this boot.  X.509 is read in here, a second of work that the disk need not wait for."""
+    from guest.evidence import Evidence
+
+    return Evidence(platform, log, sys_config.vm_config, sys_config.mr_config)
+
+
+def app_keys_of(made: SeedKeys, proof: Evidence) -> AppKeys:
+    """The keys of a guest without a KMS, with a root certificate that attests itself where there is a TEE."""
+    from guest import certs
+
+    has_tee = proof.tee.variant != tee.NO_TEE
+    extensions = [proof.ra_tls_extension(made.ca_key.public_key())] if has_tee else []
+    return AppKeys(
+        disk_crypt_key=made.disk_crypt_key,
+        env_crypt_key=b"",
+        k256_key=made.k256_key,
+        k256_signature=b"",
+        gateway_app_id="",
+        ca_cert=certs.root(made.ca_key, extensions),
+        key_provider=KeyProvider("None", keys.pkcs8_pem(made.ca_key)),
+    )
+
+
+class Boot:
+    """One boot; `start_engine` asks PID 1 for the container engine and returns at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress,
+        notifier: Notifier,
+        start_engine: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._notifier = notifier
+        self._start_engine = start_engine
+
+    def run(self) -> None:
+        """Every step up to `done`; raises at the first that fails."""
+        share.copy_in(self._settings.state / "share", HOST_SHARED)
+        app = App.read(self._settings.app_compose)
+        _check(app)
+        say("shared folder read")
+        sys_config = SysConfig.read(self._settings.sys_config)
+        platform = tee.detect(self._settings)
+        if isinstance(platform, tee.Simulated):
+            platform.reset()
+        log = event_log(self._settings, platform)
+        measuring = Measuring(log, app.compose.event_log_version)
+        measuring.identity(app, self._instance(app))
+        self._progress.reached("requesting app keys")
+        # With provider none every boot has keys of its own.
+        made = keys.from_seed(os.urandom(32))
+        with ThreadPoolExecutor(1) as beside:
+            disk_ready = beside.submit(self._data_disk, made.disk_crypt_key)
+            app_keys = self._become(app, made, measuring, evidence_of(platform, log, sys_config))
+            variables = self._variables(app, app_keys)
+            write_work_files(app, WORK, HOST_SHARED)
+            disk_ready.result()
+        self._start_app(app, variables)
+
+    def _instance(self, app: App) -> Instance:
+        info = InstanceInfo.read(self._settings.instance_info)
+        if app.compose.key_provider == "none":
+            # Keys that last one boot make every boot an instance of its own.
+            info = InstanceInfo(app_id=info.app_id)
+        instance = info.of_app(app, fresh_seed=os.urandom(20))
+        files.write_atomic(self._settings.instance_info, instance.to_json())
+        self._notifier.notify("instance.info", instance.to_json())
+        return instance
+
+    def _become(self, app: App, made: SeedKeys, measuring: Measuring, proof: Evidence) -> AppKeys:
+        """Measures who gave the keys; the agent answers as soon as the keys file is there."""
+        app_keys = app_keys_of(made, proof)
+        measuring.ready(app_keys, disk.check_fs(app.compose.storage_fs))
+        files.write_atomic(self._settings.app_keys, app_keys.to_json())
+        say("keys ready")
+        return app_keys
+
+    def _variables(self, app: App, app_keys: AppKeys) -> Mapping[str, str]:
+        try:
+            sealed = files.read_capped(HOST_SHARED / ".encrypted-env", MAX_ENCRYPTED_ENV)
+        except FileNotFoundError:
+            return {}
+        return open_environment(sealed, app_keys, app, HOST_SHARED)
+
+    def _data_disk(self, key: bytes) -> None:
+        self._progress.reached("initializing data disk")
+        # With provider none the key is new, so whatever the disk holds is lost already.  Keys that outlive
+        # a boot must first find an authenticated marker inside (guest-image.md section 9).
+        disk.make(disk.find(self._settings.root), key)
+        self._progress.reached("mounting data disk")
+        disk.mount()
+        self._progress.reached("data disk ready")
+
+    def _start_app(self, app: App, variables: Mapping[str, str]) -> None:
+        for script in app.compose.init_scripts:
+            self._progress.reached("init-script")
+            run_script("init-script", script, {})
+        self._progress.reached("setting up docker")
+        self._start_engine()
+        threading.Thread(target=self._watch_engine, daemon=True).start()
+        if app.compose.pre_launch_script:
+            self._progress.reached("pre-launch")
+            run_script("pre-launch", app.compose.pre_launch_script, variables)
+        if app.compose.runner == "bash":
+            self._progress.reached("running main script")
+            run_script("main", app.compose.bash_script, variables)
+        else:
+            self._progress.reached("starting containers")
+            compose_up(variables)
+        self._progress.reached("done")
+
+    def _watch_engine(self) -> None:
+        # Whoever calls the engine waits for it for ever: its socket is there before it is.
+        from guest.containers import Engine
+
+        try:
+            Engine(self._settings.docker_host).ping(ENGINE_START_S)
+        except CasemateError as error:
+            self._progress.failed(str(error))
+
+
+def _check(app: App) -> None:
+    if app.compose.runner not in ("docker-compose", "bash"):
+        raise Invalid(f"runner {app.compose.runner} is not known; docker-compose and bash are")
+    if app.compose.key_provider != "none":
+        raise Invalid(
+            f"key_provider {app.compose.key_provider} is not available in this image yet; "
+            "with none the keys and the data disk last one boot"
+        )
+    disk.check_fs(app.compose.storage_fs)
+
+
+def compose_up(variables: Mapping[str, str]) -> None:
+    """Starts the app's containers; CommandFailed with compose's last words when it cannot."""
+    compose_file = str(WORK / "docker-compose.yaml")
+    run(
+        ["docker-compose", "--project-directory", str(WORK), "--file", compose_file]
+        + ["--ansi", "never", "--progress", "quiet", "up", "--detach", "--remove-orphans"],
+        env={**_PROGRAM_ENV, **variables},
+        cwd=WORK,
+        timeout_s=COMPOSE_TIMEOUT_S,
+    )
+
+
+def open_environment(sealed: bytes, app_keys: AppKeys, app: App, folder: Path) -> Mapping[str, str]:
+    """The app's variables out of the encrypted environment, also written to `folder`; Invalid when it
+    does not open or nobody gave a key for it."""
+    from guest import env
+
+    if not sealed:
+        return {}
+    if not app_keys.env_crypt_key:
+        raise Invalid("an encrypted environment needs a key provider that gives a key for it")
+    plaintext = env.decrypt(app_keys.env_crypt_key, sealed)
+    variables = env.variables(plaintext, app.compose.allowed_envs)
+    files.write_atomic(folder / ".decrypted-env", env.to_shell(variables))
+    files.write_atomic(folder / ".decrypted-env.json", json.dumps(variables))
+    return variables
+
+
+def write_work_files(app: App, work: Path, shared: Path) -> None:
+    """What the app finds in its work folder (guest-agent.md section 10)."""
+    work.mkdir(exist_ok=True)
+    files.write_atomic(work / "app-compose.json", app.text, 0o644)
+    files.write_atomic(work / "docker-compose.yaml", app.compose.docker_compose_file, 0o644)
+    try:
+        user_config = (shared / ".user-config").read_bytes()
+    except FileNotFoundError:
+        return
+    files.write_atomic(work / ".user-config", user_config)
+    (work / "user_config").symlink_to(".user-config")
+
+
+def run_script(name: str, text: str, variables: Mapping[str, str]) -> None:
+    """Runs a script of the app to its end; CommandFailed with its last words when it fails."""
+    path = WORK / f".{name}.sh"
+    files.write_atomic(path, text, 0o700)
+    run(
+        ["bash", path],
+        env={**_PROGRAM_ENV, **variables},
+        cwd=WORK,
+        timeout_s=SCRIPT_TIMEOUT_S,
+    )
+
+
+def main(settings: Settings, start_engine: Callable[[], None]) -> None:
+    """Boots and tells console and host how it went; the agent stays up after a failure."""
+    notifier = Notifier(channel.host(settings.state, settings.root))
+    progress = Progress(notifier)
+    try:
+        Boot(settings, progress, notifier, start_engine).run()
+    except (CasemateError, OSError) as error:
+        _fail(settings, progress, str(error))
+    except Exception as error:  # noqa: BLE001 - a bug must be seen where the operator looks
+        traceback.print_exc()
+        _fail(settings, progress, f"internal error: {type(error).__name__}: {error}")
+    notifier.close()
+
+
+def _fail(settings: Settings, progress: Progress, text: str) -> None:
+    files.write_atomic(settings.boot_error, text)
+    progress.failed(text)

@@ -1,0 +1,177 @@
+"""The agent's process: one gunicorn worker whose threads serve every listener.
+
+Which API a connection gets is decided by the socket it came in on (guest-agent.md section 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.http.errors import ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
+from guest import channel, guest_routes, host_calls, http_routes, legacy_routes, routes
+from guest.service import Agent
+from guest.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DSTACK_SOCKET = "dstack.sock"
+TAPPD_SOCKET = "tappd.sock"
+GUEST_SOCKET = "guest.sock"
+
+THREADS = 32
+# Callers from the network share half of the threads; the app's own calls always find one.
+PUBLIC_THREADS = THREADS // 2
+BACKLOG = 128
+# A peer that stops in the middle of a request or of reading an answer gives its thread back.
+STALLED_PEER_S = 10
+_MAX_LINE = 8190
+
+
+class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
+    """gunicorn's thread worker, speaking JSON about requests that it refuses itself."""
+
+    def init_process(self) -> None:
+        self._public = threading.BoundedSemaphore(PUBLIC_THREADS)
+        super().init_process()
+
+    def handle(self, conn: Any) -> Any:
+        limit = struct.pack("ll", STALLED_PEER_S, 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            conn.sock.setsockopt(socket.SOL_SOCKET, option, limit)
+        if conn.sock.family == socket.AF_UNIX:
+            return super().handle(conn)
+        if not self._public.acquire(blocking=False):
+            _refuse(conn.sock, 503, "too many calls at once")
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)
+            return super().handle(conn)
+        try:
+            return super().handle(conn)
+        finally:
+            self._public.release()
+
+    def handle_error(
+        self, req: object, client: socket.socket, addr: object, exc: Exception
+    ) -> None:
+        # Broken chunks are OSErrors of gunicorn's own, named Chunk... or ...ChunkSize.
+        if isinstance(exc, ParseException) or "Chunk" in type(exc).__name__:
+            _refuse(client, 400, str(exc))
+        else:
+            logger.error("fault in the server", exc_info=exc)
+            _refuse(client, 500, "internal error")
+
+
+def _refuse(client: socket.socket, status: int, text: str) -> None:
+    reasons = {400: "Bad Request", 500: "Internal Server Error", 503: "Service Unavailable"}
+    body = json.dumps({"error": text}).encode()
+    head = (
+        f"HTTP/1.1 {status} {reasons[status]}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with contextlib.suppress(OSError):
+        client.sendall(head.encode() + body)
+
+
+class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
+    """The gunicorn master of the agent; `binds` is empty when the sockets were handed to us."""
+
+    def __init__(self, agent: Agent, binds: Sequence[str], on_start: Callable[[], None]) -> None:
+        self._agent = agent
+        self._binds = list(binds)
+        self._on_start = on_start
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = {
+            "worker_class": Worker,
+            "workers": 1,
+            "threads": THREADS,
+            "backlog": BACKLOG,
+            # A simulator on a busy machine or a guest under emulation may be slow to say it is alive.
+            "timeout": 120,
+            "graceful_timeout": 2,
+            "keepalive": 5,
+            "limit_request_line": _MAX_LINE,
+            "loglevel": "warning",
+            "control_socket_disable": True,
+            "post_worker_init": lambda worker: self._on_start(),
+        }
+        if self._binds:
+            settings["bind"] = self._binds
+        for name, value in settings.items():
+            # Older releases have no control socket to disable.
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+        return front(self._agent)
+
+
+def front(agent: Agent) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+    """The WSGI application that gives each request to the API of its listener."""
+    by_socket = {
+        DSTACK_SOCKET: routes.create_app(agent),
+        TAPPD_SOCKET: legacy_routes.create_app(agent),
+        GUEST_SOCKET: guest_routes.create_app(agent),
+    }
+    public = http_routes.create_app(agent)
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        name = environ["gunicorn.socket"].getsockname()
+        app = by_socket[Path(name).name] if isinstance(name, str) else public
+        return app(environ, start_response)
+
+    return application
+
+
+def run(
+    agent: Agent, binds: Sequence[str] = (), on_start: Callable[[], None] | None = None
+) -> None:
+    """Serves until told to end; without `binds` on the sockets that LISTEN_FDS names (PID 1 made them)."""
+    Server(agent, binds, on_start or (lambda: None)).run()
+
+
+def serve_guest(settings: Settings, power_off: Callable[[], None]) -> None:
+    """The agent of a real guest: sockets from PID 1, the host on the serial port."""
+    agent = Agent(settings, power_off)
+
+    def start() -> None:
+        device = channel.find_port(channel.GUEST_PORT, settings.root)
+        if device is not None:
+            host_calls.serve_in_background(agent, device)
+
+    run(agent, (), start)
+
+
+def make_sockets(folders: Sequence[Path], public: tuple[str, int]) -> list[socket.socket]:
+    """The sockets of a real guest, made once: a container that mapped the file keeps its inode."""
+    made = []
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (DSTACK_SOCKET, TAPPD_SOCKET):
+            made.append(_unix_socket(folder / name))
+    made.append(socket.create_server(public, backlog=BACKLOG))
+    return made
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(os.fspath(path))
+    # Containers with any user map it in (guest-agent.md section 1).
+    path.chmod(0o666)
+    sock.listen(BACKLOG)
+    return sock

@@ -1,0 +1,116 @@
+"""dstack.sock: the current API, and what every RPC listener of the agent has in common.
+
+Wire rules: guest-agent.md section 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, json, request
+from werkzeug.exceptions import HTTPException
+
+from core import prpc
+from core.errors import CasemateError, Invalid, status_of
+from core.prpc import Empty, Message, Service
+from guest import schemas
+from guest.service import Agent
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 10 * 1024 * 1024
+
+
+def create_app(agent: Agent) -> Flask:
+    """The application of the current API: `/<Method>` and `/prpc/<Method>`."""
+    service = Service("DstackGuest")
+    verb(
+        service, "GetTlsKey", schemas.GetTlsKeyRequest, schemas.GetTlsKeyResponse, agent.get_tls_key
+    )
+    verb(service, "GetKey", schemas.GetKeyRequest, schemas.GetKeyResponse, agent.get_key)
+    verb(service, "GetQuote", schemas.ReportDataRequest, schemas.GetQuoteResponse, agent.get_quote)
+    verb(service, "Attest", schemas.ReportDataRequest, schemas.AttestResponse, agent.attest)
+    verb(service, "EmitEvent", schemas.EmitEventRequest, Empty, agent.emit_event)
+    verb(service, "Info", Empty, schemas.InfoResponse, agent.info)
+    verb(service, "Sign", schemas.SignRequest, schemas.SignResponse, agent.sign)
+    verb(service, "Verify", schemas.VerifyRequest, schemas.VerifyResponse, agent.verify)
+    verb(service, "Version", Empty, schemas.VersionResponse, agent.version)
+    verb(service, "GpuInfo", Empty, schemas.GpuInfoResponse, agent.gpu_info)
+    app = new_app("dstack")
+    add_service(app, service, "/<method>", "/prpc/<method>")
+    return app
+
+
+def verb(
+    service: Service,
+    name: str,
+    takes: type[Message],
+    gives: type[Message],
+    answer: Callable[..., Any],
+) -> None:
+    """Declares an RPC whose handler takes the message's fields as keyword arguments."""
+    service.method(name, takes, gives)(lambda fields: answer(**fields))
+
+
+def new_app(name: str) -> Flask:
+    """A Flask application that answers every error as `{"error": text}` and refuses large bodies."""
+    app = Flask(name, root_path=__file__.rpartition("/")[0], static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.register_error_handler(CasemateError, _refusal)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _fault)
+    return app
+
+
+def add_service(app: Flask, service: Service, *rules: str) -> None:
+    """Answers the service's methods under each rule, by POST with JSON or GET with a query."""
+
+    def call(method: str) -> Response:
+        found = service.find(method)
+        data = _query(found.request) if request.method == "GET" else prpc.read_json(_body())
+        return answer_json(found.call(data) or {})
+
+    for rule in rules:
+        app.add_url_rule(rule, rule, call, methods=["GET", "POST"])
+
+
+def _query(schema: type[Message]) -> dict[str, Any]:
+    try:
+        text = request.query_string.decode("ascii")
+        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, errors="strict")
+    except ValueError as error:
+        raise Invalid(f"the query string cannot be read: {error}") from None
+    return prpc.read_query(schema, pairs)
+
+
+def _body() -> bytes:
+    try:
+        return request.get_data(cache=False)
+    except OSError as error:
+        # Broken chunks, or a client that stopped in the middle.
+        raise Invalid(f"the request body cannot be read: {error}") from None
+
+
+def answer_json(value: object, status: int = 200) -> Response:
+    """A JSON answer with its length, which the JavaScript SDK relies on."""
+    text = json.dumps(value, separators=(",", ":"), sort_keys=False)
+    return Response(text, status, mimetype="application/json")
+
+
+def _refusal(error: CasemateError) -> Response:
+    return answer_json({"error": error.message}, status_of(error))
+
+
+def _http_error(error: HTTPException) -> Response:
+    text = f"no such path: {request.path}" if error.code == 404 else error.description or error.name
+    return answer_json({"error": text}, error.code or 500)
+
+
+def _fault(error: Exception) -> Response:
+    reference = secrets.token_hex(4)
+    logger.error("fault %s at %s", reference, request.path, exc_info=error)
+    return answer_json({"error": f"internal error, reference {reference}"}, 500)

@@ -1,0 +1,359 @@
+"""The verbs of the guest agent; nothing here knows HTTP or the serial port.
+
+Source: guest-agent.md sections 4 to 9 (seed 000).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attest import envelope, eventlog, ratls
+from core.errors import Invalid, Unavailable
+from guest import channel, identity, keys, sysinfo, tee
+from guest.certs import Issuer, Leaf
+from guest.channel import Notifier
+from guest.containers import Engine
+from guest.events import event_log
+from guest.evidence import Evidence, Measurements, padded
+from guest.identity import App, Instance, SysConfig
+from guest.keys import AppKeys
+from guest.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# The guest interface served, in dstack's numbering: SDKs compare it (guest-agent.md section 5, Version).
+INTERFACE_VERSION = "0.5.11"
+# guest-agent.md section 4: hash algorithms of the legacy TdxQuote.
+_HASHES = ("sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512")
+_KECCAKS = ("keccak256", "keccak384", "keccak512")
+
+
+@dataclass(frozen=True)
+class Vm:
+    """Everything that is known of this VM once it has booted."""
+
+    app: App
+    instance: Instance
+    sys_config: SysConfig
+    keys: AppKeys
+    evidence: Evidence
+
+
+class Agent:
+    """The guest agent; `power_off` starts the VM's orderly end and returns at once."""
+
+    def __init__(self, settings: Settings, power_off: Callable[[], None]) -> None:
+        self.settings = settings
+        self.engine = Engine(settings.docker_host)
+        self._power_off = power_off
+        self._loading = threading.Lock()
+        self._vm: Vm | None = None
+        self._app_cert = ""
+
+    # What the agent works with
+
+    def vm(self) -> Vm:
+        """This VM; Unavailable until the boot has its keys, with the reason when it failed."""
+        with self._loading:
+            if self._vm is None:
+                self._vm = self._load()
+                threading.Thread(target=self._issue_app_cert, name="app cert", daemon=True).start()
+            return self._vm
+
+    def _load(self) -> Vm:
+        settings = self.settings
+        try:
+            app_keys = keys.load(settings.app_keys)
+        except FileNotFoundError:
+            raise Unavailable(self._why_no_keys()) from None
+        app = App.read(settings.app_compose)
+        info = identity.InstanceInfo.read(settings.instance_info)
+        sys_config = SysConfig.read(settings.sys_config)
+        instance = info.of_app(app, fresh_seed=b"", keep_id=settings.simulated)
+        platform = tee.detect(settings)
+        log = event_log(settings, platform)
+        proof = Evidence(platform, log, sys_config.vm_config, sys_config.mr_config)
+        return Vm(app, instance, sys_config, app_keys, proof)
+
+    def _why_no_keys(self) -> str:
+        try:
+            return f"the boot failed: {self.settings.boot_error.read_text()}"
+        except FileNotFoundError:
+            return "the guest is still booting"
+
+    # Keys and certificates
+
+    def get_key(self, path: str, purpose: str, algorithm: str) -> Mapping[str, object]:
+        """GetKey: a derived key and the two signatures that vouch for it."""
+        derived = keys.derive(self.vm().keys, path, purpose, algorithm)
+        return {"key": derived.key, "signature_chain": derived.signature_chain}
+
+    def get_tls_key(
+        self,
+        subject: str,
+        alt_names: Sequence[str],
+        usage_ra_tls: bool,
+        usage_server_auth: bool,
+        usage_client_auth: bool,
+        not_before: int | None,
+        not_after: int | None,
+        with_app_info: bool,
+    ) -> Mapping[str, object]:
+        """GetTlsKey: a new key with a certificate chain that ends in the app's root."""
+        leaf = Leaf(subject, alt_names, usage_server_auth, usage_client_auth, not_before, not_after)
+        key = ec.generate_private_key(ec.SECP256R1())
+        return self._certified(key, leaf, ra_tls=usage_ra_tls, with_app_info=with_app_info)
+
+    def _certified(
+        self, key: ec.EllipticCurvePrivateKey, leaf: Leaf, *, ra_tls: bool, with_app_info: bool
+    ) -> Mapping[str, object]:
+        vm = self.vm()
+        extensions = [ratls.usage_extension("app:custom")]
+        if ra_tls:
+            extensions.append(vm.evidence.ra_tls_extension(key.public_key()))
+        if with_app_info:
+            extensions.append(ratls.app_info_extension(self._app_info(vm)))
+        issuer = Issuer.of(vm.keys.key_provider, vm.keys.ca_cert)
+        certificate = issuer.issue(key.public_key(), replace(leaf, extensions=extensions))
+        chain = [certificate, vm.keys.ca_cert]
+        return {"key": keys.pkcs8_pem(key), "certificate_chain": chain}
+
+    def sign(self, algorithm: str, data: bytes) -> Mapping[str, object]:
+        """Sign: a signature by the app's signing key, with the chain that vouches for the key."""
+        base = keys.signing_algorithm(algorithm)
+        derived = keys.derive(self.vm().keys, keys.SIGNING_PATH, keys.SIGNING_PURPOSE, base)
+        signature = keys.sign(derived.key, algorithm, data)
+        return {
+            "signature": signature,
+            "signature_chain": [signature, *derived.signature_chain],
+            "public_key": derived.public_key,
+        }
+
+    def verify(
+        self, algorithm: str, data: bytes, signature: bytes, public_key: bytes
+    ) -> Mapping[str, object]:
+        """Verify: whether any key's signature over the data is valid."""
+        return {"valid": keys.verify(algorithm, data, signature, public_key)}
+
+    # Evidence
+
+    def get_quote(self, report_data: bytes) -> Mapping[str, object]:
+        """GetQuote: a quote over the padded report data and the log that replays to it."""
+        vm = self.vm()
+        data = padded(report_data)
+        if vm.evidence.tee.variant == tee.SEV_SNP:
+            attestation = envelope.encode(vm.evidence.attestation(data))
+            return {
+                "quote": b"",
+                "event_log": "",
+                "report_data": data,
+                "vm_config": vm.sys_config.vm_config,
+                "attestation": attestation,
+            }
+        quoted = vm.evidence.quote(data)
+        return {
+            "quote": quoted.quote,
+            "event_log": eventlog.to_json(quoted.events),
+            "report_data": data,
+            "vm_config": vm.sys_config.vm_config,
+            "attestation": b"",
+        }
+
+    def attest(self, report_data: bytes) -> Mapping[str, object]:
+        """Attest: the versioned attestation, which a verifier takes alone."""
+        attestation = self.vm().evidence.attestation(padded(report_data))
+        return {"attestation": envelope.encode(attestation)}
+
+    def emit_event(self, event: str, payload: bytes) -> None:
+        """EmitEvent: measures an event of the app into RTMR3."""
+        vm = self.vm()
+        if vm.evidence.tee.variant == tee.NO_TEE:
+            raise Invalid("this VM has no TEE that could measure an event")
+        vm.evidence.log.emit(event, payload, vm.app.compose.event_log_version)
+
+    def app_key_attestation(self, algorithm: str) -> Mapping[str, object]:
+        """GetAttestationForAppKey: a quote that binds the public key of Sign."""
+        base = keys.signing_algorithm(algorithm)
+        derived = keys.derive(self.vm().keys, keys.SIGNING_PATH, keys.SIGNING_PURPOSE, base)
+        kind = "ed25519-pk" if base == keys.ED25519 else "secp256k1c-pk"
+        text = base64.urlsafe_b64encode(derived.public_key).rstrip(b"=").decode()
+        return self.get_quote(f"dip1::{kind}:{text}".encode())
+
+    # What the VM is
+
+    def version(self) -> Mapping[str, object]:
+        """Version: the guest interface served and the revision that serves it."""
+        return {"version": INTERFACE_VERSION, "rev": revision(self.settings)}
+
+    def gpu_info(self) -> Mapping[str, object]:
+        """GpuInfo: what the boot-time GPU attestation printed, empty when there is no GPU."""
+        try:
+            return {"attestation": self.settings.gpu_attestation.read_text()}
+        except FileNotFoundError:
+            return {"attestation": ""}
+
+    def info(self, *, public: bool = False) -> Mapping[str, object]:
+        """Info; the public view leaves out what the app keeps to itself."""
+        vm = self.vm()
+        measured = vm.evidence.measurements(vm.keys.key_provider.info)
+        show_tcb = vm.app.compose.public_tcbinfo or not public
+        vendor, product = sysinfo.cloud(self.settings.root)
+        return {
+            "app_id": vm.instance.app_id,
+            "instance_id": vm.instance.instance_id,
+            "app_cert": self._app_cert,
+            "tcb_info": _tcb_info(vm, measured) if show_tcb else "",
+            "app_name": vm.app.compose.name,
+            "device_id": measured.device_id,
+            "mr_aggregated": measured.mr_aggregated,
+            "os_image_hash": vm.sys_config.os_image_hash,
+            "key_provider_info": vm.keys.key_provider.info,
+            "compose_hash": vm.app.compose_hash,
+            "vm_config": vm.sys_config.vm_config if show_tcb else "",
+            "cloud_vendor": vendor,
+            "cloud_product": product,
+        }
+
+    def public_info(self) -> Mapping[str, object]:
+        """Info as anyone on the network may see it."""
+        return self.info(public=True)
+
+    def _issue_app_cert(self) -> None:
+        # The demo certificate that Info shows; it costs a quote, so it is made once.
+        vm = self.vm()
+        has_tee = vm.evidence.tee.variant != tee.NO_TEE
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = Leaf(subject="demo-cert", client_auth=True)
+        made = self._certified(key, leaf, ra_tls=has_tee, with_app_info=False)
+        chain: Any = made["certificate_chain"]
+        self._app_cert = "".join(chain)
+
+    def _app_info(self, vm: Vm) -> ratls.AppInfo:
+        measured = vm.evidence.measurements(vm.keys.key_provider.info)
+        hashes = [hashlib.sha256(text.encode()).digest() for text in vm.app.compose.init_scripts]
+        return ratls.AppInfo(
+            app_id=vm.instance.app_id,
+            compose_hash=vm.app.compose_hash,
+            instance_id=vm.instance.instance_id,
+            device_id=measured.device_id,
+            mr_system=measured.mr_system,
+            mr_aggregated=measured.mr_aggregated,
+            os_image_hash=vm.sys_config.os_image_hash,
+            key_provider_info=vm.keys.key_provider.info.encode(),
+            init_script_hashes=tuple(hashes) or None,
+        )
+
+    # Legacy service
+
+    def derive_key(
+        self,
+        path: str,
+        subject: str,
+        alt_names: Sequence[str],
+        usage_ra_tls: bool,
+        usage_server_auth: bool,
+        usage_client_auth: bool,
+        random_seed: bool,
+    ) -> Mapping[str, object]:
+        """Tappd.DeriveKey: a P-256 key that is the same for a path, with a certificate."""
+        seed = os.urandom(32) if random_seed else self.vm().keys.k256_key
+        key = keys.p256_key(keys.kdf(seed, path.encode()))
+        leaf = Leaf(subject, alt_names, usage_server_auth, usage_client_auth)
+        return self._certified(key, leaf, ra_tls=usage_ra_tls, with_app_info=False)
+
+    def derive_k256_key(self, path: str, purpose: str) -> Mapping[str, object]:
+        """Tappd.DeriveK256Key: GetKey under its old name."""
+        derived = keys.derive(self.vm().keys, path, purpose, keys.SECP256K1)
+        return {"k256_key": derived.key, "k256_signature_chain": derived.signature_chain}
+
+    def tdx_quote(
+        self, report_data: bytes, hash_algorithm: str, prefix: str | None
+    ) -> Mapping[str, object]:
+        """Tappd.TdxQuote: a quote over a hash of the data, or over the data itself (`raw`)."""
+        algorithm = hash_algorithm or "sha512"
+        if algorithm == "raw":
+            return self.raw_quote(report_data)
+        tag = "app-data" if prefix is None else prefix
+        quoted = self.get_quote(_digest(algorithm, tag.encode() + b":" + report_data))
+        return {**quoted, "hash_algorithm": algorithm, "prefix": tag}
+
+    def raw_quote(self, report_data: bytes) -> Mapping[str, object]:
+        """Tappd.RawQuote: a quote over exactly 64 bytes."""
+        if len(report_data) != tee.REPORT_DATA_SIZE:
+            raise Invalid("invalid content length")
+        return {**self.get_quote(report_data), "hash_algorithm": "raw", "prefix": ""}
+
+    # The host's calls
+
+    def sys_info(self) -> sysinfo.SystemInfo:
+        """SysInfo: memory, processors, load and disks."""
+        return sysinfo.system(self.settings.root, self.settings.disks)
+
+    def network_info(self) -> sysinfo.NetworkInfo:
+        """NetworkInfo: name servers, routers and interfaces."""
+        return sysinfo.network(self.settings.root)
+
+    def list_containers(self) -> Mapping[str, object]:
+        """ListContainers: every container of the engine."""
+        return {"containers": self.engine.list()}
+
+    def guest_info(self) -> Mapping[str, object]:
+        """Info as the host may see it, with the version."""
+        return {**self.info(public=True), "version": INTERFACE_VERSION}
+
+    def shutdown(self) -> None:
+        """Shutdown: tells the host, then ends the VM; the answer leaves before it is gone."""
+        notifier = Notifier(channel.host(self.settings.state, self.settings.root))
+        notifier.notify("shutdown.progress", "powering off")
+
+        def end() -> None:
+            notifier.close()
+            self._power_off()
+
+        threading.Thread(target=end, name="shutdown", daemon=True).start()
+
+
+def revision(settings: Settings) -> str:
+    """Which program serves the interface: the image's version in a guest, else the installed package's."""
+    if not settings.simulated:
+        return f"image:{sysinfo.os_release(settings.root).get('VERSION_ID', '')}"
+    # Not at the top: nothing in a guest needs it, and it is slow to read in under emulation.
+    import importlib.metadata
+
+    return f"casemate:{importlib.metadata.version('casemate')}"
+
+
+def _tcb_info(vm: Vm, measured: Measurements) -> str:
+    registers = {f"rtmr{i}": value.hex() for i, value in enumerate(measured.rtmrs)}
+    fields = {
+        "mrtd": measured.mrtd.hex(),
+        **({f"rtmr{i}": "" for i in range(tee.REGISTERS)} | registers),
+        "mr_aggregated": measured.mr_aggregated.hex(),
+        "os_image_hash": vm.sys_config.os_image_hash.hex(),
+        "compose_hash": vm.app.compose_hash.hex(),
+        "device_id": measured.device_id.hex(),
+        "event_log": json.loads(eventlog.to_json(measured.events)),
+        "app_compose": vm.app.text,
+    }
+    return json.dumps(fields, indent=2, ensure_ascii=False)
+
+
+def _digest(algorithm: str, data: bytes) -> bytes:
+    if algorithm in _HASHES:
+        return hashlib.new(algorithm.replace("sha3-", "sha3_"), data).digest()
+    if algorithm not in _KECCAKS:
+        raise Invalid(f"Unsupported hash algorithm: {algorithm}")
+    from Crypto.Hash import keccak
+
+    bits: Any = int(algorithm.removeprefix("keccak"))
+    return keccak.new(digest_bits=bits, data=data).digest()

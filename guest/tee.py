@@ -1,0 +1,264 @@
+"""The platforms a guest can run on, one class each behind quote, extend and read_registers.
+
+Sources: Linux Documentation/ABI/testing/configfs-tsm (reports) and sysfs-devices-virtual-misc-tdx_guest
+(registers, Linux 6.16 and later); attestation.md section 2 for the simulated platform.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from attest import eventlog
+from attest.eventlog import Event
+from core.errors import Invalid, Unsupported
+from guest import ccel
+from guest.settings import Settings
+
+if TYPE_CHECKING:
+    from attest_sim.tdx import SimulatedPlatform
+
+REPORT_DATA_SIZE = 64
+REGISTERS = 4
+REGISTER_SIZE = eventlog.REGISTER_SIZE
+
+TDX = "dstack-tdx"
+SEV_SNP = "dstack-amd-sev-snp"
+NO_TEE = ""
+# The kernel refuses larger reports; auxiliary data (certificates) may be long.
+MAX_REPORT_SIZE = 1024 * 1024
+
+
+class Tee(Protocol):
+    """A platform that signs report data and, on TDX, keeps four registers."""
+
+    variant: str
+
+    def quote(self, report_data: bytes) -> bytes:
+        """Evidence over 64 bytes: a TDX quote or an SEV-SNP report."""
+        ...
+
+    def extend(self, imr: int, digest: bytes) -> None:
+        """Extends register `imr` with a 48-byte digest; nothing on a platform without registers."""
+        ...
+
+    def read_registers(self) -> tuple[bytes, ...]:
+        """RTMR0 to RTMR3, 48 bytes each; empty on a platform without registers."""
+        ...
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """The firmware's and loader's entries of the event log (RTMR0 to 2)."""
+        ...
+
+
+class ReportFolder:
+    """Attestation reports through configfs-tsm: one entry per report, removed after it was read."""
+
+    def __init__(self, folder: Path, mkdir: Callable[[Path], None] = os.mkdir) -> None:
+        self._folder = folder
+        self._mkdir = mkdir
+        self._numbers = itertools.count()
+
+    def report(self, report_data: bytes) -> tuple[bytes, bytes]:
+        """The report over 64 bytes and its auxiliary data (empty when there is none)."""
+        name = f"casemate-{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
+        entry = self._folder / name
+        self._mkdir(entry)
+        try:
+            (entry / "inblob").write_bytes(report_data)
+            return _read(entry / "outblob"), _read(entry / "auxblob")
+        finally:
+            os.rmdir(entry)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_REPORT_SIZE)
+    except FileNotFoundError:
+        return b""
+
+
+class Tdx:
+    """A TDX guest: quotes from configfs-tsm, RTMRs from the guest driver's files."""
+
+    variant = TDX
+
+    def __init__(self, reports: ReportFolder, measurements: Path, log_table: Path) -> None:
+        self._reports = reports
+        self._measurements = measurements
+        self._log_table = log_table
+
+    def quote(self, report_data: bytes) -> bytes:
+        """A TDX quote."""
+        return self._reports.report(report_data)[0]
+
+    def extend(self, imr: int, digest: bytes) -> None:
+        """Extends an RTMR; Unsupported on a kernel before Linux 6.16, which has no file for it."""
+        self._register(imr).write_bytes(digest)
+
+    def read_registers(self) -> tuple[bytes, ...]:
+        """The four RTMRs."""
+        return tuple(self._register(imr).read_bytes() for imr in range(REGISTERS))
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """The firmware's log, from the ACPI table CCEL."""
+        return ccel.parse(self._log_table.read_bytes())
+
+    def _register(self, imr: int) -> Path:
+        path = self._measurements / f"rtmr{imr}:sha384"
+        if not path.exists():
+            raise Unsupported("this kernel cannot extend RTMR3 (Linux 6.16 or later can)")
+        return path
+
+
+class SevSnp:
+    """An SEV-SNP guest: reports from configfs-tsm; the platform has no run-time registers."""
+
+    variant = SEV_SNP
+
+    def __init__(self, reports: ReportFolder) -> None:
+        self._reports = reports
+
+    def quote(self, report_data: bytes) -> bytes:
+        """An attestation report of 1184 bytes."""
+        return self._reports.report(report_data)[0]
+
+    def certificates(self, report_data: bytes) -> bytes:
+        """The certificate table that the host gave along with a report; may be empty."""
+        return self._reports.report(report_data)[1]
+
+    def extend(self, imr: int, digest: bytes) -> None:
+        """Nothing: what the host measured at launch stands in the report itself."""
+
+    def read_registers(self) -> tuple[bytes, ...]:
+        """None."""
+        return ()
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """None."""
+        return ()
+
+
+class Simulated:
+    """A simulated TDX guest: registers in a file, quotes signed from a seed that proves nothing."""
+
+    variant = TDX
+
+    def __init__(self, seed: bytes, registers: Path) -> None:
+        self._seed = seed
+        self._path = registers
+        self._making = threading.Lock()
+        self._made: SimulatedPlatform | None = None
+
+    @property
+    def platform(self) -> SimulatedPlatform:
+        """The host that the seed stands for; made when first asked for."""
+        from attest_sim.tdx import SimulatedPlatform
+
+        with self._making:
+            if self._made is None:
+                self._made = SimulatedPlatform.from_seed(self._seed)
+            return self._made
+
+    def reset(self) -> None:
+        """What a reboot does: RTMR0 to 2 as the boot events make them, RTMR3 zero."""
+        events = self.boot_events()
+        registers = b"".join(eventlog.replay(events, imr) for imr in range(REGISTERS))
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            file.write(registers)
+
+    def quote(self, report_data: bytes) -> bytes:
+        """A quote in the real layout under the simulated root."""
+        from attest_sim.tdx import SIMULATED_MRTD
+
+        return self.platform.quote(report_data, mrtd=SIMULATED_MRTD, rtmrs=self.read_registers())
+
+    def extend(self, imr: int, digest: bytes) -> None:
+        """Extends a register with one write, which a kill cannot cut in two."""
+        value = eventlog.extend(self.read_registers()[imr], digest)
+        fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, value, imr * REGISTER_SIZE)
+        finally:
+            os.close(fd)
+
+    def read_registers(self) -> tuple[bytes, ...]:
+        """The four RTMRs."""
+        data = self._path.read_bytes()
+        return tuple(
+            data[start : start + REGISTER_SIZE] for start in range(0, len(data), REGISTER_SIZE)
+        )
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """The fixed entries of a simulated boot."""
+        from attest_sim.tdx import boot_events
+
+        return boot_events()
+
+
+class NoTee:
+    """A VM without a TEE: it measures nothing and proves nothing."""
+
+    variant = NO_TEE
+
+    def quote(self, report_data: bytes) -> bytes:
+        """Invalid: nobody here can sign."""
+        raise Invalid("this VM has no TEE, so there is nothing to quote")
+
+    def extend(self, imr: int, digest: bytes) -> None:
+        """Nothing."""
+
+    def read_registers(self) -> tuple[bytes, ...]:
+        """None."""
+        return ()
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """None."""
+        return ()
+
+
+def detect(settings: Settings) -> Tee:
+    """The platform this guest runs on; a real one wins over a simulated one.
+
+    Raises Invalid when the simulator's file is there and wrong.
+    """
+    sys_folder = settings.root / "sys"
+    reports = ReportFolder(sys_folder / "kernel/config/tsm/report")
+    if not settings.simulated and _has_cpu_flag(settings.root, "tdx_guest"):
+        return Tdx(
+            reports,
+            sys_folder / "devices/virtual/misc/tdx_guest/measurements",
+            sys_folder / "firmware/acpi/tables/data/CCEL",
+        )
+    if not settings.simulated and (settings.root / "dev/sev-guest").exists():
+        return SevSnp(reports)
+    if settings.tee_seed.exists():
+        return Simulated(read_seed(settings.tee_seed.read_bytes()), settings.state / "registers")
+    return NoTee()
+
+
+def _has_cpu_flag(root: Path, flag: str) -> bool:
+    cpuinfo = (root / "proc/cpuinfo").read_text(errors="replace")
+    lines = (line for line in cpuinfo.splitlines() if line.startswith("flags"))
+    return flag in next(lines, "").split()
+
+
+def read_seed(raw: bytes) -> bytes:
+    """The 32-byte seed of `{"platform": "dstack-tdx", "seed": "<64 hex>"}`; Invalid for anything else."""
+    try:
+        given = json.loads(raw)
+        platform, seed = given["platform"], bytes.fromhex(given["seed"])
+    except (ValueError, TypeError, KeyError):
+        raise Invalid("the simulated TEE's file must hold a platform and a seed in hex") from None
+    if platform != TDX:
+        raise Invalid(f"a simulated TEE of platform {platform} is not offered, only {TDX}")
+    if len(seed) != 32:
+        raise Invalid("the simulated TEE's seed must be 32 bytes")
+    return seed

@@ -1,0 +1,159 @@
+"""Builds a guest image from the lock file, keeps it in the cache and installs it where a host looks.
+
+Unprivileged and reproducible: the digest of an image depends on the lock file, the builder and the guest
+code, not on the host, its user or the time.  Design and measurements: guest-image.md sections 1 and 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from enum import Enum
+from pathlib import Path
+
+from core.files import locked
+from image import container, manifest, ramdisk, recipe, tree, verity
+from image.modules import Modules
+from image.packages import LOCK_FILE, WHEEL, Package, Progress, fetch, parse_lock
+from image.toolbox import Toolbox
+
+KERNEL = "bzImage"
+INITRD = "initramfs.cpio.gz"
+ROOTFS = "rootfs.img.verity"
+BIOS = "ovmf.fd"
+
+# dstack's command line (vmm.md section 7), with two differences: a panic ends the machine at once, and
+# the kernel keeps what is no error to itself.
+CMDLINE = (
+    "console=ttyS0 init=/init panic=-1 quiet net.ifnames=0 biosdevname=0 mce=off oops=panic "
+    "pci=noearly pci=nommconf random.trust_cpu=y random.trust_bootloader=n tsc=reliable no-kvmclock "
+    "dstack.rootfs_hash={root.root_hash} dstack.rootfs_size={root.data_bytes}"
+)
+
+
+class Variant(Enum):
+    """The two images: one without any login, one with a root shell on the serial console."""
+
+    PRODUCTION = "casemate"
+    DEV = "casemate-dev"
+
+    @property
+    def image_name(self) -> str:
+        """The name of the image's folder."""
+        return f"{self.value}-{recipe.VERSION}"
+
+
+def build(variant: Variant, cache_dir: Path, progress: Progress) -> Path:
+    """The folder of the finished image in the cache; builds it unless one of the same content is there.
+
+    Raises what image.packages.fetch raises and core.proc.CommandFailed.
+    """
+    finished = cache_dir / "images" / content_key(variant)
+    finished.parent.mkdir(parents=True, exist_ok=True)
+    with locked(finished.parent / ".lock"):
+        if not finished.is_dir():
+            packages = parse_lock(LOCK_FILE.read_text())
+            debs = fetch(packages, cache_dir / "debs", progress)
+            with tempfile.TemporaryDirectory(dir=finished.parent, prefix=".building-") as name:
+                made = _make(variant, packages, debs, Path(name), progress)
+                made.rename(finished)
+    progress("ready", 1.0, f"{variant.image_name} in {finished}")
+    return finished
+
+
+def install(cached: Path, image_path: Path) -> Path:
+    """Puts a finished image where the host looks for images and returns its folder there.
+
+    Files become hard links, or copies on another file system, never symbolic links.  An image of the
+    same name and another digest is replaced.
+    """
+    metadata, _ = manifest.read_metadata(cached)
+    installed = image_path / str(metadata["name"])
+    if manifest.digest(installed) == manifest.digest(cached) and not manifest.changed_files(
+        installed
+    ):
+        return installed
+    tree.make_folder(image_path)
+    folder = image_path / f".installing-{secrets.token_hex(8)}"
+    folder.mkdir(mode=0o755)
+    for path in cached.iterdir():
+        _link_or_copy(path, folder / path.name)
+    if installed.exists():
+        installed.rename(image_path / f".replaced-{secrets.token_hex(8)}")
+    folder.rename(installed)
+    for replaced in image_path.glob(".replaced-*"):
+        shutil.rmtree(replaced)
+    return installed
+
+
+def content_key(variant: Variant) -> str:
+    """64 hex digits that change whenever anything changes that the image is made from."""
+    digest = hashlib.sha256(f"{variant.value}\n".encode())
+    for package in ("image", *recipe.GUEST_CODE):
+        for path in sorted((tree.SOURCES / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                executable = os.access(path, os.X_OK)
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(
+                    f"{path.relative_to(tree.SOURCES)} {executable:d} {content}\n".encode()
+                )
+    return digest.hexdigest()
+
+
+def _make(
+    variant: Variant,
+    packages: list[Package],
+    files: dict[Package, Path],
+    folder: Path,
+    progress: Progress,
+) -> Path:
+    is_dev = variant is Variant.DEV
+    tools = Toolbox(folder / "root", folder / "tools")
+    progress("unpack", None, f"{len(packages)} packages")
+    tree.unpack(_of(files, "root"), tools.root)
+    tree.unpack(_of(files, "tool", "boot"), tools.tools)
+    tree.unpack(_of(files, "kernel", "firmware"), folder / "host")
+    modules = Modules(folder / "host")
+    progress("assemble", None, "root file system")
+    tree.assemble(tools, modules, _of(files, WHEEL), is_dev=is_dev)
+    container.build(tools)
+    image = folder / "image"
+    image.mkdir(mode=0o755)
+    progress("seal", None, "erofs and dm-verity")
+    root = verity.build(tools, image / ROOTFS)
+    progress("boot files", None, "kernel, initramfs and firmware")
+    tree.put(image / INITRD, ramdisk.build(tools, modules))
+    tree.put(image / KERNEL, (folder / "host/boot" / f"vmlinuz-{modules.version}").read_bytes())
+    tree.put(image / BIOS, (folder / "host/usr/share/ovmf/OVMF.fd").read_bytes())
+    manifest.write(image, _metadata(variant, root), (KERNEL, INITRD, BIOS))
+    return image
+
+
+def _of(files: dict[Package, Path], *kinds: str) -> list[Path]:
+    return [path for package, path in files.items() if package.kind in kinds]
+
+
+def _metadata(variant: Variant, root: verity.Root) -> dict[str, object]:
+    return {
+        "name": variant.image_name,
+        "version": recipe.VERSION,
+        "is_dev": variant is Variant.DEV,
+        "kernel": KERNEL,
+        "initrd": INITRD,
+        "rootfs": ROOTFS,
+        "rootfs_hash": root.root_hash,
+        "cmdline": CMDLINE.format(root=root),
+        "bios": BIOS,
+        "shared_ro": True,
+    }
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        target.chmod(0o644)

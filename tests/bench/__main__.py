@@ -1,0 +1,97 @@
+"""`make bench`: measures what performance.md promises and prints one table.
+
+The last line printed is `promises kept n/m`; all samples go to build/bench.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from tests.bench import boot, http, lists, report, startup, vms
+from tests.bench.context import Bench, load
+
+GROUPS: tuple[ModuleType, ...] = (vms, lists, http, startup, boot)
+KEYS = tuple(key for group in GROUPS for key in group.KEYS)
+
+
+def main() -> int:
+    """Runs the chosen groups; 1 when one of them could not be measured."""
+    given = _arguments()
+    # The services measured are our own: the caller's settings are not theirs.
+    for name in ("CASEMATE_ADDRESS", "CASEMATE_DATA_DIR", "CASEMATE_ADMIN_TOKEN"):
+        os.environ.pop(name, None)
+    began = time.monotonic()
+    # Short: the path of a VM's socket has room for little.
+    scratch = Path(tempfile.mkdtemp(prefix="cmb-", dir="/tmp"))
+    bench = Bench(scratch, given.images, given.rounds, given.boots)
+    lines: list[report.Line] = []
+    complete = True
+    try:
+        for group in GROUPS:
+            if given.only.isdisjoint(group.KEYS):
+                continue
+            done, found = _measured(group, bench)
+            complete = complete and done
+            lines += [line for line in found if line.key in given.only]
+    finally:
+        shutil.rmtree(scratch)
+    report.write(given.json, lines, time.monotonic() - began)
+    report.show(lines)
+    return 0 if complete else 1
+
+
+def _measured(group: ModuleType, bench: Bench) -> tuple[bool, list[report.Line]]:
+    """A group's lines with the load they were taken under; one that breaks leaves the others their turn."""
+    name = group.__name__.rpartition(".")[2]
+    print(f"{name}: {', '.join(group.KEYS)}", file=sys.stderr, flush=True)
+    lines: list[report.Line] = []
+    before = load()
+    try:
+        for line in group.measure(bench):
+            after = load()
+            lines.append(dataclasses.replace(line, load=(before, after)))
+            before = after
+    except Exception as error:
+        traceback.print_exc()
+        missing = [key for key in group.KEYS if key not in {line.key for line in lines}]
+        note = f"not measured: {type(error).__name__}"
+        lines += [
+            report.Line(key, name, "", [], report.Promise(), note=note, load=(before, load()))
+            for key in missing
+        ]
+        return False, lines
+    return True, lines
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument(
+        "--only",
+        type=lambda text: frozenset(text.split(",")),
+        default=frozenset(KEYS),
+        metavar="KEYS",
+        help=f"comma-separated, of {', '.join(KEYS)}",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of a comparison (7)")
+    parser.add_argument("--boots", type=int, default=1, help="boots of the real image (1)")
+    parser.add_argument("--images", type=Path, help="folder of ready images (default: built)")
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
+    given = parser.parse_args()
+    if unknown := given.only - set(KEYS):
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; choose of {', '.join(KEYS)}")
+    if min(given.rounds, given.boots) < 1:
+        parser.error("--rounds and --boots must be at least 1")
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What tests stand on: a data directory, a configuration, a database, a host with a stand-in for QEMU."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+import migrations
+from app import create_app
+from core import config as configuration
+from core.config import Config
+from image import build
+from image.registry import Image
+from models.base import Database
+from tests.common import rows
+from vmm import process
+from vmm.accel import Accelerator
+from vmm.host import Host
+from vmm.service import Vms
+
+FAKE_QEMU = Path(__file__).parent / "common/fake_qemu.py"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with its file below tests/golden, or writes the file (--update-golden)."""
+
+    def compare(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert text == path.read_text()
+
+    return compare
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data directory with a path short enough for sockets; its VMs end with the test."""
+    path = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp"))
+    yield path
+    for record in path.glob("vm/*/launch.json"):
+        while found := process.find(record.parent):
+            process.end(record.parent, found, grace_s=0)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def fake_qemu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for QEMU as a program."""
+    program = tmp_path_factory.mktemp("qemu") / "qemu-system-x86_64"
+    program.write_text(f"#!{sys.executable} -SI\n{FAKE_QEMU.read_text()}")
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture
+def config(data_dir: Path, fake_qemu: Path) -> Config:
+    """Simulated TEE, ports 1024-65535, no automatic restart, no authentication."""
+    return rows.config(data_dir, fake_qemu)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file to copy."""
+    path = tmp_path_factory.mktemp("database") / "casemate.db"
+    migrations.upgrade(path)
+    return path
+
+
+@pytest.fixture
+def database(config: Config, empty_database: Path) -> Iterator[Database]:
+    """The database of `config`, migrated and empty."""
+    shutil.copy(empty_database, config.database)
+    database = Database(config.database)
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture
+def host(fake_qemu: Path) -> Host:
+    """A host without a TEE whose QEMU is the stand-in."""
+    return Host(str(fake_qemu), (7, 2, 22), Accelerator("tcg", "max,cx16=off", "test"), "")
+
+
+@pytest.fixture
+def image(config: Config) -> Image:
+    """An image of a few bytes, as whole as a real one."""
+    return rows.image(config.image.path)
+
+
+@pytest.fixture
+def vms(config: Config, database: Database, host: Host, image: Image) -> Vms:
+    """The service of `config` with one image."""
+    return Vms(config, database, host)
+
+
+@pytest.fixture
+def app(config: Config, database: Database, host: Host, image: Image) -> Iterator[Flask]:
+    """The application of `config` with one image."""
+    app = create_app(config, host)
+    yield app
+    app.extensions["vms"].database.engine.dispose()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A caller of `app`."""
+    return app.test_client()
+
+
+@pytest.fixture(scope="session")
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of images with the production image in it, built if need be, and that image's name."""
+    cached = build.build(build.Variant.PRODUCTION, configuration.cache_dir(), lambda *_: None)
+    installed = build.install(cached, tmp_path_factory.mktemp("images"))
+    return installed.parent, installed.name

@@ -7,13 +7,14 @@ import secrets
 import time
 from threading import BoundedSemaphore
 
-from flask import Flask, Response, current_app, jsonify, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import vmm.console
 import vmm.guest_routes
 import vmm.log_routes
 import vmm.routes
+import vmm.rpc
 from accounts.service import Accounts
 from accounts.tokens import session_key
 from core.config import Config
@@ -86,10 +87,11 @@ def _refuse(error: Exception) -> Response:
         message = f"{request.path}: {error.description or error.name}"
     else:
         reference = secrets.token_hex(6)
-        logger.error("request failed", exc_info=error, extra={"reference": reference})
+        logger.error("request failed, reference %s", reference, exc_info=error)
         status, message = 500, f"internal error; the service log has it under {reference}"
-    response = jsonify(message=message, error=message)
-    response.status_code = status
+    response = vmm.rpc.refusal(message, status)
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = 'Basic realm="casemate"'
+    if isinstance(error, MethodNotAllowed):
+        response.allow.update(error.valid_methods or ())
     return response

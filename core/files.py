@@ -48,10 +48,10 @@ def read_capped(path: Path, limit: int) -> bytes:
     `limit` bytes.  Raises FileNotFoundError, Invalid (a link, FIFO or device) or TooLarge.
     """
     fd = _open_nofollow(path)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Invalid(f"{path.name} is not a regular file")
     with os.fdopen(fd, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise Invalid(f"{path.name} is not a regular file")
         # The size may grow while we read: the read itself is capped, not only the look before it.
         data = file.read(limit + 1)
     if len(data) > limit:

@@ -6,10 +6,17 @@ import json
 
 from flask import Response, request
 
-from core.errors import Unsupported
-from core.prpc import Service, read_json, read_query
+from core import protobuf
+from core.prpc import Message, Service, Text, read_json, read_query
 
-PROTOBUF = ("application/octet-stream", "application/x-protobuf", "application/protobuf")
+_PROTOBUF = ("application/octet-stream", "application/x-protobuf", "application/protobuf")
+
+
+class Refusal(Message):
+    """The error body; both names are in use among dstack's clients."""
+
+    message = Text(1)
+    error = Text(1001)
 
 
 def respond(service: Service, path: str) -> Response:
@@ -17,11 +24,29 @@ def respond(service: Service, path: str) -> Response:
     method = service.find(path)
     if request.method == "GET":
         data: object = read_query(method.request, request.args.items(multi=True))
-    elif request.mimetype in PROTOBUF and "json" not in request.args:
-        raise Unsupported("protobuf bodies are not offered yet; send JSON")
+    elif is_protobuf():
+        data = protobuf.decode(method.request, request.get_data(cache=False))
     else:
         data = read_json(request.get_data(cache=False))
     answer = method.call(data)
+    if is_protobuf():
+        body = protobuf.encode(method.response, answer or {})
+        return Response(body, mimetype="application/octet-stream")
     # Empty prints as nothing: clients treat that and null alike (vmm.md section 2).
     body = b"" if answer is None else json.dumps(answer).encode()
     return Response(body, mimetype="application/json")
+
+
+def refusal(message: str, status: int) -> Response:
+    """An error in the form that the current request speaks."""
+    if is_protobuf():
+        body = protobuf.encode(Refusal, {"message": message})
+        return Response(body, status, mimetype="application/octet-stream")
+    body = json.dumps({"message": message, "error": message}).encode()
+    return Response(body, status, mimetype="application/json")
+
+
+def is_protobuf() -> bool:
+    """Whether the current request is protobuf; curl's own content type means JSON (seed 001)."""
+    asks_json = request.args.get("json", "false") in ("", "1", "true")
+    return request.method == "POST" and request.mimetype in _PROTOBUF and not asks_json

@@ -25,6 +25,12 @@ def create_data_disk(path: Path, size_gb: int, backing: Path | None = None) -> N
     os.replace(temporary, path)
 
 
+def grow_data_disk(path: Path, size_gb: int) -> None:
+    """Makes an existing data disk `size_gb` GiB large; safe to repeat, never smaller."""
+    if path.exists():
+        run(["qemu-img", "resize", "-q", "-f", "qcow2", path, str(size_gb * GIB)])
+
+
 def create_share(path: Path, folder: Path) -> None:
     """Copies the files of `folder` into a FAT file system labelled DSTACKSHR, by rename."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())

@@ -49,6 +49,9 @@ def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> No
         select(PortLease).where(PortLease.host_port.in_(numbers), PortLease.vm_id != vm.id)
     )
     network.check_free(ports, [port_of(lease) for lease in others])
+    # Gone from the table before the new ones come: a port that stays would meet its own old lease.
+    vm.ports = []
+    session.flush()
     vm.ports = [
         PortLease(
             position=index,

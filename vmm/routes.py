@@ -9,15 +9,18 @@ from flask import Blueprint, Response, current_app
 from core.prpc import Empty, Service
 from vmm.rpc import respond
 from vmm.schemas import (
+    Change,
     ComposeHash,
     Configuration,
     GetInfoResponse,
     GetMetaResponse,
     Id,
     ImageListResponse,
+    ResizeVmRequest,
     StatusQuery,
     StatusRequest,
     StatusResponse,
+    UpdateVmRequest,
     VersionResponse,
     VmConfiguration,
 )
@@ -62,6 +65,19 @@ def stop_vm(given: dict[str, str]) -> None:
 def shutdown_vm(given: dict[str, str]) -> None:
     """Asks a VM to power off."""
     vms().shutdown(given["id"])
+
+
+@service.method("UpdateVm", UpdateVmRequest, Id)
+@service.method("UpgradeApp", UpdateVmRequest, Id)
+def update_vm(change: Change) -> dict[str, str]:
+    """Changes a VM; the answer is the app id of a new compose text."""
+    return {"id": vms().update(change)}
+
+
+@service.method("ResizeVm", ResizeVmRequest)
+def resize_vm(change: Change) -> None:
+    """Changes CPU, memory, disk or image of a stopped VM."""
+    vms().resize(change)
 
 
 @service.method("RemoveVm", Id)

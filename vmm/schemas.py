@@ -55,6 +55,30 @@ class Configuration:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What UpdateVm or ResizeVm changes of a VM; None and, for texts, "" keep what there is."""
+
+    id: str
+    compose_file: str = ""
+    encrypted_env: bytes = b""
+    user_config: str = ""
+    update_ports: bool = False
+    ports: list[PortMap] = field(default_factory=list)
+    update_kms_urls: bool = False
+    kms_urls: list[str] = field(default_factory=list)
+    update_gateway_urls: bool = False
+    gateway_urls: list[str] = field(default_factory=list)
+    gpus: dict[str, Any] | None = None
+    vcpu: int | None = None
+    memory: int | None = None
+    disk_size: int | None = None
+    image: str | None = None
+    no_tee: bool | None = None
+    update_networking: bool = False
+    networks: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class StatusQuery:
     """Which VMs to list."""
 
@@ -125,6 +149,41 @@ class VmConfiguration(Message):
     networking = Nested(18, NetworkingConfig)
     networks = Repeated(19, NetworkingConfig, most=8)
     simulated_tee = Text(21, optional=True)
+
+
+class UpdateVmRequest(Message):
+    """The request of UpdateVm and UpgradeApp; lists change only with their flag."""
+
+    makes = Change
+    id = Text(1)
+    compose_file = Text(2)
+    encrypted_env = HexBytes(3)
+    user_config = Text(4)
+    update_ports = Flag(5)
+    ports = Repeated(7, PortMapping, most=100)
+    update_kms_urls = Flag(8)
+    kms_urls = Repeated(9, Text(0), most=20)
+    update_gateway_urls = Flag(10)
+    gateway_urls = Repeated(11, Text(0), most=20)
+    gpus = Nested(13, GpuConfig)
+    vcpu = UInt32(14, optional=True)
+    memory = UInt32(15, optional=True)
+    disk_size = UInt32(16, optional=True)
+    image = Text(17, optional=True)
+    no_tee = Flag(18, optional=True)
+    update_networking = Flag(19)
+    networks = Repeated(20, NetworkingConfig, most=8)
+
+
+class ResizeVmRequest(Message):
+    """The request of ResizeVm: at least one of the four."""
+
+    makes = Change
+    id = Text(1)
+    vcpu = UInt32(2, optional=True)
+    memory = UInt32(3, optional=True)
+    disk_size = UInt32(4, optional=True)
+    image = Text(5, optional=True)
 
 
 class ComposeHash(Message):

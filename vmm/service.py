@@ -20,13 +20,14 @@ from core.errors import CasemateError, Invalid, NotFound, Unavailable, Upstream,
 from image import registry
 from models.base import Database
 from models.vm import Vm
-from vmm import channel, qmp, records
+from vmm import channel, disk, qmp, records
+from vmm.change import RESOURCES, changed
 from vmm.configuration import Checked, check, check_compose, check_name
 from vmm.description import describe
 from vmm.host import Host
 from vmm.lifecycle import Observed, Wished, status
 from vmm.reconcile import Reconciler
-from vmm.schemas import Configuration, StatusQuery
+from vmm.schemas import Change, Configuration, StatusQuery
 
 # ShutdownVm: how long the agent may take before the power button is pressed (vmm.md section 4).
 AGENT_SHUTDOWN_S = 3.0
@@ -104,6 +105,36 @@ class Vms:
                     f"neither the guest agent nor QEMU took the request: {error.message}"
                 ) from None
         self._wish(vm_id, Wished.SHUTDOWN, only_from=Wished.RUNNING)
+
+    def update(self, change: Change) -> str:
+        """Changes a VM, all or nothing; the app id of the new compose text, or "" when none was given.
+
+        What is changed while the VM runs takes effect at its next start.
+        """
+        with self.reconciler.locked(change.id) as workdir:
+            with self.database.reading() as session:
+                vm = records.get(session, change.id)
+                _refuse_removed(vm)
+                wanted = changed(vm, change)
+            checked = check(wanted, self.config, host_tee=self.host.tee)
+            if wanted.disk_size > vm.disk_gb:
+                # Before the commit: a disk that is larger than its record harms nobody.
+                disk.grow_data_disk(workdir.data_disk, wanted.disk_size)
+            with self.database.writing() as session:
+                vm = records.get(session, change.id)
+                _refuse_removed(vm)
+                _assign(vm, wanted, checked)
+                records.lease_ports(session, vm, checked.ports)
+                keep = self.config.event_buffer_size
+                records.add_event(session, vm.id, "vmm.update", ", ".join(_names(change)), keep)
+        raw = change.compose_file.encode()
+        return compose.app_id(raw).hex() if raw else ""
+
+    def resize(self, change: Change) -> None:
+        """Changes CPU, memory, disk or image of a stopped VM."""
+        if not any((change.vcpu, change.memory, change.disk_size, change.image)):
+            raise Invalid("at least one of vcpu, memory, disk_size and image must be given")
+        self.update(change)
 
     def remove(self, vm_id: str) -> None:
         """Marks a VM for removal; the background process ends it and deletes what it had."""
@@ -251,6 +282,24 @@ def _new_row(wanted: Configuration, checked: Checked) -> Vm:
         observed=Observed.ABSENT,
         created_ms=records.now_ms(),
     )
+
+
+def _assign(vm: Vm, wanted: Configuration, checked: Checked) -> None:
+    vm.image, vm.image_version = checked.image.name, checked.image.version
+    vm.vcpu, vm.memory_mb, vm.disk_gb = wanted.vcpu, wanted.memory, wanted.disk_size
+    vm.no_tee, vm.simulated_tee = wanted.no_tee, checked.simulated_tee
+    vm.compose_file = wanted.compose_file
+    vm.encrypted_env, vm.user_config = wanted.encrypted_env, wanted.user_config
+    vm.options = checked.options
+
+
+def _names(change: Change) -> list[str]:
+    # Names alone: values may be secret, and are large.
+    flags = ("update_ports", "update_kms_urls", "update_gateway_urls", "update_networking")
+    values = ("compose_file", "encrypted_env", "user_config", "gpus", *RESOURCES)
+    named = [flag.removeprefix("update_") for flag in flags if getattr(change, flag)]
+    named += [name for name in values if getattr(change, name)]
+    return [*named, "no_tee"] if change.no_tee is not None else named
 
 
 def _refuse_removed(vm: Vm) -> None:

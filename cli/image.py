@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class _Steps:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._is_terminal = click.get_text_stream("stderr").isatty()
+        self._is_terminal = sys.stderr.isatty()
         self._last = ""
 
     def show(self, step: str, fraction: float | None, text: str) -> None:

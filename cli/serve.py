@@ -36,7 +36,8 @@ RESPAWN_S = 0.9
 
 @click.command()
 @click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="TOML file.")
-def serve(config_file: Path | None) -> None:
+@click.option("--parent", type=int, hidden=True, help="End when this process is not our parent.")
+def serve(config_file: Path | None, parent: int | None) -> None:
     """Run the service in the foreground."""
     os.umask(0o077)
     log.setup()
@@ -49,7 +50,7 @@ def serve(config_file: Path | None) -> None:
     host = Host.discover(config)
     if config.cvm.simulate:
         prepare_simulated_tee(config)
-    Server(config, host).run()
+    Server(config, host, parent).run()
     os.close(lock)
 
 
@@ -92,9 +93,10 @@ def bind_of(address: str) -> str:
 class Server(BaseApplication):  # type: ignore[misc]
     """Gunicorn, configured by us alone."""
 
-    def __init__(self, config: Config, host: Host) -> None:
+    def __init__(self, config: Config, host: Host, parent: int | None) -> None:
         self.config = config
         self.host = host
+        self.parent = parent
         super().__init__()
 
     def load_config(self) -> None:
@@ -146,6 +148,8 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         """Called once a second and whenever a child ends."""
+        if self.server.parent not in (None, os.getppid()):
+            raise StopIteration  # gunicorn's own way to end in order
         super().manage_workers()
         if not self._background_lives() and time.monotonic() - self.background_at > RESPAWN_S:
             self._spawn_background()

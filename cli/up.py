@@ -54,6 +54,7 @@ range = [{{protocol = "tcp", from = 1024, to = 65535}}, {{protocol = "udp", from
 def up(once: bool) -> None:
     """Build an image, run the service and show a confidential VM."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     address = os.environ.get("CASEMATE_ADDRESS", DEFAULT_ADDRESS)
     data_dir = Path(os.environ.get("CASEMATE_DATA_DIR", "data")).absolute()
     config_file = prepare(data_dir, address)
@@ -111,10 +112,15 @@ def build_image(data_dir: Path) -> str:
 
     began = time.monotonic()
     with console.status("image") as status:
+        shown = ""
 
         def progress(step: str, fraction: float | None, text: str) -> None:
+            nonlocal shown
             share = "" if fraction is None else f" {fraction:4.0%}"
             status.update(f"image: {step}{share} {text}")
+            if step != shown and not console.is_terminal:
+                console.print(f"  image: {step} {text}")  # a log has no moving line
+            shown = step
 
         cached = build.build(build.Variant.PRODUCTION, cache_dir(), progress)
         installed = build.install(cached, data_dir / "images")
@@ -138,7 +144,10 @@ class Service:
         kind, _, rest = address.partition(":")
         log = data_dir / "service.log"
         process = proc.start(
-            [sys.executable, "-m", "cli.main", "serve", "-c", config_file],
+            [
+                *(sys.executable, "-m", "cli.main", "serve", "-c", config_file),
+                *("--parent", str(os.getpid())),
+            ],
             env={"CASEMATE_ADDRESS": address, "CASEMATE_DATA_DIR": os.fspath(data_dir)},
             log=log,
         )
@@ -193,7 +202,6 @@ class Service:
 
     def stay(self) -> None:
         """Waits until the service ends or the user has had enough."""
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         code = self.process.wait()
         raise Unavailable(f"the service ended with {code}; see {self.log}")
 
@@ -318,6 +326,7 @@ def check_evidence(said: dict[str, Any], nonce: str, tee: Path) -> dict[str, Any
     from cryptography.hazmat.primitives.serialization import Encoding
 
     from attest import eventlog, policy, verify
+    from attest.errors import Mismatch
 
     root = x509.load_pem_x509_certificate((tee / "tee-root-ca.pem").read_bytes())
     verified = verify.verify_tdx(
@@ -327,9 +336,10 @@ def check_evidence(said: dict[str, Any], nonce: str, tee: Path) -> dict[str, Any
         root.public_bytes(Encoding.DER),
     )
     expected = hashlib.sha256(nonce.encode()).digest()
-    policy.check_evidence(
-        verified.quote.report, eventlog.from_json(said["event_log"]), expected + bytes(32)
-    )
+    events = eventlog.from_json(said["event_log"])
+    replayed = policy.check_evidence(verified.quote.report, events, expected + bytes(32))
+    if replayed != (0, 1, 2, 3):
+        raise Mismatch(f"the event log explains only the registers {replayed}")
     return {"tcb_status": verified.tcb_status, "root": verified.root}
 
 

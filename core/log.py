@@ -11,12 +11,15 @@ from typing import Any
 import structlog
 
 # Values of these names never reach a log, whoever logs them.
-SECRET_NAMES = re.compile(
-    r"token|password|passwd|secret|authorization|cookie|api[_-]?key|private|seed|encrypted_env|user_config",
-    re.IGNORECASE,
+_NAMES = (
+    "token|password|passwd|secret|authorization|cookie|api[_-]?key|private|seed"
+    "|encrypted_env|user_config"
 )
+SECRET_NAMES = re.compile(_NAMES, re.IGNORECASE)
 _IN_TEXT = re.compile(
-    r"(?i)((?:token|password|secret|api_?key)[\"']?\s*[=:]\s*[\"']?|(?:Bearer|Basic)\s+)[^\s&\"',}]+"
+    # NAME=value, NAME: value, "NAME": ["value", 'NAME', 'value', Bearer value
+    rf"""(?i)((?:{_NAMES})[\w-]*(?:["']?\s*[=:]\s*\[?|["']\s*,\s*(?=["']))(?:(?:Bearer|Basic)\s+)?"""
+    r"""|\b(?:Bearer|Basic)\s+)(?:"[^"]*"?|'[^']*'?|[^\s&"',}\]]+)"""
 )
 REDACTED = "[redacted]"
 

@@ -14,22 +14,28 @@ from pathlib import Path
 
 BLOCK = 64 * 1024
 POLL_S = 0.1
+_ALL = -1
 
-# CSI, OSC (ended by BEL or ST), DCS/SOS/PM/APC strings (ended by ST), two-byte escapes, C1 controls.
-_ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
-    r"|(?:\x1b[PX^_]|[\x90\x98\x9e\x9f])[^\x1b\x9c]*(?:\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-~]"
-    r"|[\x80-\x9a\x9c-\x9f]"
+# What one sequence may hold: a guest may open one and never close it.  Beyond this, and when something else
+# breaks it off, only what opened it is taken out.
+_LONGEST = 4096
+_STRING = rf"[^\x07\x1b\x80-\x9f]{{0,{_LONGEST}}}"
+_PARAMETERS = r"[0-?]{0,256}[ -/]{0,16}"
+_SEQUENCES = (
+    rf"(?:\x1b\[|\x9b){_PARAMETERS}[@-~]",  # CSI
+    rf"(?:\x1b\]|\x9d){_STRING}(?:\x07|\x1b\\|\x9c)",  # OSC, ended by BEL or ST
+    rf"(?:\x1b[PX^_]|[\x90\x98\x9e\x9f]){_STRING}(?:\x1b\\|\x9c)",  # DCS, SOS, PM, APC
 )
-# What may be the beginning of a sequence whose rest is in the next block.
-_UNFINISHED = re.compile(
-    r"(?:\x1b|(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c]*\x1b?"
-    r"|\x1b[ -/]+)\Z"
+# The beginning of one of these, or of a two-byte escape, with its rest in the next piece.
+_UNFINISHED = (
+    rf"(?:\x1b\[|\x9b){_PARAMETERS}\Z",
+    rf"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f]){_STRING}\x1b?\Z",
+    r"\x1b[ -/]{0,16}\Z",
 )
-# A guest may open a string and never close it: beyond this it is not held back.
-_HELD_MOST = 4096
+# Two-byte escapes, and any control that is part of nothing: none is ever left.
+_REST = (r"\x1b[ -/]{0,16}[0-~]", r"[\x1b\x80-\x9f]")
+_WHOLE = re.compile("|".join((*_SEQUENCES, *_REST)))
+_IN_PIECES = re.compile("|".join((*_SEQUENCES, f"(?P<held>{'|'.join(_UNFINISHED)})", *_REST)))
 
 
 class AnsiStripper:
@@ -40,15 +46,12 @@ class AnsiStripper:
 
     def feed(self, text: str, *, final: bool = False) -> str:
         """The piece without sequences; what may be an unfinished one waits for the next piece."""
-        text = _ANSI.sub("", self._held + text)
-        self._held = ""
-        unfinished = _UNFINISHED.search(text)
-        if unfinished:
-            if final or len(unfinished[0]) > _HELD_MOST:
-                return text[: unfinished.start()] + unfinished[0].lstrip("\x1b\x9b")
-            self._held = unfinished[0]
-            text = text[: unfinished.start()]
-        return text
+        text, self._held = self._held + text, ""
+        return (_WHOLE if final else _IN_PIECES).sub(self._drop, text)
+
+    def _drop(self, found: re.Match[str]) -> str:
+        self._held = found.groupdict().get("held") or ""
+        return ""
 
 
 class Decoder:
@@ -124,8 +127,7 @@ def follow(
     """The last `lines` lines of a file and then what is appended, until `ended()` says so.
 
     Survives truncation and replacement of the file, and waits for one that is not there yet.  After
-    `heartbeat_s` seconds of silence the heartbeat text is given, so that a dead reader is noticed; an
-    empty text is given at every look, for the caller to find out.
+    `heartbeat_s` seconds of silence the heartbeat text is given, so that a dead reader is noticed.
     """
     decoder = Decoder(keep_ansi)
     fd, position = -1, 0
@@ -134,15 +136,15 @@ def follow(
         while True:
             # Asked before the look, so that what was written until the end is still given.
             over = ended()
-            fd, position, moved = _current(path, fd, position, lines)
-            if moved:
-                lines = 1 << 62  # a new file is read from its beginning
+            fd, position = _current(path, fd, position, lines)
+            lines = _ALL  # a file that comes later is read from its beginning
             while fd >= 0 and (data := os.pread(fd, BLOCK, position)):
                 position += len(data)
                 if text := decoder.feed(data):
                     yield text
                 spoke = time.monotonic()
             if over:
+                yield decoder.feed(b"", final=True)
                 return
             if heartbeat and time.monotonic() - spoke >= heartbeat_s:
                 yield heartbeat
@@ -153,15 +155,16 @@ def follow(
             os.close(fd)
 
 
-def _current(path: Path, fd: int, position: int, lines: int) -> tuple[int, int, bool]:
-    """The descriptor and offset to read on from, and whether a file was opened just now."""
+def _current(path: Path, fd: int, position: int, lines: int) -> tuple[int, int]:
+    """The descriptor and offset to read on from; -1 as long as there is no file."""
     try:
         on_disk = os.stat(path)
+        if fd >= 0 and os.path.samestat(os.fstat(fd), on_disk):
+            return fd, 0 if on_disk.st_size < position else position
+        opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return fd, position, False
-    if fd >= 0 and os.path.samestat(os.fstat(fd), on_disk):
-        return fd, 0 if on_disk.st_size < position else position, False
+        return fd, position
     if fd >= 0:
         os.close(fd)
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return opened, start_of_last_lines(opened, os.fstat(opened).st_size, lines), True
+    start = 0 if lines == _ALL else start_of_last_lines(opened, os.fstat(opened).st_size, lines)
+    return opened, start

@@ -131,7 +131,7 @@ class Boot:
         """Every step up to `done`; raises at the first that fails."""
         share.copy_in(self._settings.state / "share", HOST_SHARED)
         app = App.read(self._settings.app_compose)
-        _check(app)
+        check(app)
         say("shared folder read")
         sys_config = SysConfig.read(self._settings.sys_config)
         platform = tee.detect(self._settings)
@@ -213,7 +213,8 @@ class Boot:
             self._progress.failed(str(error))
 
 
-def _check(app: App) -> None:
+def check(app: App) -> None:
+    """Refuses (Invalid) what this image cannot do, before anything is measured or made."""
     if app.compose.runner not in ("docker-compose", "bash"):
         raise Invalid(f"runner {app.compose.runner} is not known; docker-compose and bash are")
     if app.compose.key_provider != "none":

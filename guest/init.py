@@ -25,12 +25,14 @@ from guest.console import say, say_failed
 from guest.settings import GUEST
 
 SOCKET_FOLDERS = (Path("/var/run"), Path("/var/run/dstack"))
+SOCKET_NAMES = ("dstack.sock", "tappd.sock")
 PUBLIC_ADDRESS = ("0.0.0.0", 8090)
 ENGINE_SOCKET = Path(GUEST.docker_host.removeprefix("unix://"))
 # Where programs look that were not told (guest-agent.md section 1).
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 ENGINE = ("podman", "system", "service", "--time", "0")
-ENGINE_BACKLOG = 128
+ENGINE_SOCKET_S = 10.0
+BACKLOG = 128
 ENGINE_LOG = Path("/run/log/engine.log")
 
 # An app gets this long to stop before it is killed.
@@ -126,10 +128,7 @@ def engine_service() -> Service:
     Its socket is made here, so that compose starts while the engine does and finds it when it needs it.
     """
     ENGINE_SOCKET.parent.mkdir(parents=True, exist_ok=True)
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(ENGINE_SOCKET))
-    ENGINE_SOCKET.chmod(0o600)
-    listening.listen(ENGINE_BACKLOG)
+    listening = unix_socket(ENGINE_SOCKET, 0o600)
     DOCKER_SOCKET.symlink_to(ENGINE_SOCKET)
 
     def serve() -> None:
@@ -290,20 +289,43 @@ def start(init: Init) -> int:
     """Makes the sockets, starts boot and agent; returns the pipe on which boot asks for the engine."""
     GUEST.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     Path("/run/log").mkdir(exist_ok=True)
-    reading, writing = os.pipe()
+    # Read once for both children.  The rest is read by each for itself, so that PID 1 always reacts.
     from guest import boot
 
+    reading, writing = os.pipe()
     fork(lambda: boot.main(GUEST, lambda: _ask_for_engine(writing)))
     os.close(writing)
-    # Read once here, for every agent that is forked; boot has begun meanwhile.
-    from guest import listeners
-
-    init.services.append(agent_service(listeners.make_sockets(SOCKET_FOLDERS, PUBLIC_ADDRESS)))
+    init.services.append(agent_service(make_sockets()))
     return reading
+
+
+def make_sockets() -> list[socket.socket]:
+    """The agent's sockets, made once: a container that mapped the file keeps its inode."""
+    made = []
+    for folder in SOCKET_FOLDERS:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in SOCKET_NAMES:
+            # Containers with any user map them in (guest-agent.md section 1).
+            made.append(unix_socket(folder / name, 0o666))
+    made.append(socket.create_server(PUBLIC_ADDRESS, backlog=BACKLOG))
+    return made
+
+
+def unix_socket(path: Path, mode: int) -> socket.socket:
+    """A listening socket at `path`, in place of whatever stood there."""
+    path.unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(os.fspath(path))
+    path.chmod(mode)
+    made.listen(BACKLOG)
+    return made
 
 
 def _ask_for_engine(pipe: int) -> None:
     os.write(pipe, _START_ENGINE)
+    deadline = time.monotonic() + ENGINE_SOCKET_S
+    while not ENGINE_SOCKET.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def begin_end(init: Init) -> None:

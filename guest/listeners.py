@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import socket
 import struct
 import threading
@@ -153,25 +152,3 @@ def serve_guest(settings: Settings, power_off: Callable[[], None]) -> None:
             host_calls.serve_in_background(agent, device)
 
     run(agent, (), start)
-
-
-def make_sockets(folders: Sequence[Path], public: tuple[str, int]) -> list[socket.socket]:
-    """The sockets of a real guest, made once: a container that mapped the file keeps its inode."""
-    made = []
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (DSTACK_SOCKET, TAPPD_SOCKET):
-            made.append(_unix_socket(folder / name))
-    made.append(socket.create_server(public, backlog=BACKLOG))
-    return made
-
-
-def _unix_socket(path: Path) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(os.fspath(path))
-    # Containers with any user map it in (guest-agent.md section 1).
-    path.chmod(0o666)
-    sock.listen(BACKLOG)
-    return sock

@@ -59,9 +59,15 @@ class Tee(Protocol):
 class ReportFolder:
     """Attestation reports through configfs-tsm: one entry per report, removed after it was read."""
 
-    def __init__(self, folder: Path, mkdir: Callable[[Path], None] = os.mkdir) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mkdir: Callable[[Path], None] = os.mkdir,
+        rmdir: Callable[[Path], None] = os.rmdir,
+    ) -> None:
         self._folder = folder
         self._mkdir = mkdir
+        self._rmdir = rmdir
         self._numbers = itertools.count()
 
     def report(self, report_data: bytes) -> tuple[bytes, bytes]:
@@ -73,7 +79,7 @@ class ReportFolder:
             (entry / "inblob").write_bytes(report_data)
             return _read(entry / "outblob"), _read(entry / "auxblob")
         finally:
-            os.rmdir(entry)
+            self._rmdir(entry)
 
 
 def _read(path: Path) -> bytes:

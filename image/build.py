@@ -14,6 +14,7 @@ import tempfile
 from enum import Enum
 from pathlib import Path
 
+from core.errors import CasemateError
 from core.files import locked
 from image import container, manifest, ramdisk, recipe, tree, verity
 from image.modules import Modules
@@ -24,6 +25,9 @@ KERNEL = "bzImage"
 INITRD = "initramfs.cpio.gz"
 ROOTFS = "rootfs.img.verity"
 BIOS = "ovmf.fd"
+
+# Finished images that stay in the cache, the last used ones; each has some 200 MB.
+KEPT_IMAGES = 4
 
 # dstack's command line (vmm.md section 7), with two differences: a panic ends the machine at once, and
 # the kernel keeps what is no error to itself.
@@ -54,14 +58,25 @@ def build(variant: Variant, cache_dir: Path, progress: Progress) -> Path:
     finished = cache_dir / "images" / content_key(variant)
     finished.parent.mkdir(parents=True, exist_ok=True)
     with locked(finished.parent / ".lock"):
-        if not finished.is_dir():
+        if finished.exists() and not _is_whole(finished):
+            progress("discard", None, "the cached image was changed after it was built")
+            shutil.rmtree(finished)
+        if not finished.exists():
             packages = parse_lock(LOCK_FILE.read_text())
             debs = fetch(packages, cache_dir / "debs", progress)
             with tempfile.TemporaryDirectory(dir=finished.parent, prefix=".building-") as name:
                 made = _make(variant, packages, debs, Path(name), progress)
                 made.rename(finished)
+        os.utime(finished)
+        _forget_all_but_newest(finished.parent)
     progress("ready", 1.0, f"{variant.image_name} in {finished}")
     return finished
+
+
+def _forget_all_but_newest(folder: Path) -> None:
+    images = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for image in sorted(images, key=lambda path: path.stat().st_mtime)[:-KEPT_IMAGES]:
+        shutil.rmtree(image)
 
 
 def install(cached: Path, image_path: Path) -> Path:
@@ -72,21 +87,45 @@ def install(cached: Path, image_path: Path) -> Path:
     """
     metadata, _ = manifest.read_metadata(cached)
     installed = image_path / str(metadata["name"])
-    if manifest.digest(installed) == manifest.digest(cached) and not manifest.changed_files(
-        installed
-    ):
-        return installed
     tree.make_folder(image_path)
-    folder = image_path / f".installing-{secrets.token_hex(8)}"
+    with locked(cached.parent / ".lock"):
+        if not _is_same(cached, installed):
+            _replace(cached, installed)
+    return installed
+
+
+def _replace(cached: Path, installed: Path) -> None:
+    folder = installed.with_name(f".installing-{secrets.token_hex(8)}")
     folder.mkdir(mode=0o755)
     for path in cached.iterdir():
         _link_or_copy(path, folder / path.name)
     if installed.exists():
-        installed.rename(image_path / f".replaced-{secrets.token_hex(8)}")
-    folder.rename(installed)
-    for replaced in image_path.glob(".replaced-*"):
-        shutil.rmtree(replaced)
-    return installed
+        old = installed.rename(installed.with_name(f".replaced-{secrets.token_hex(8)}"))
+        folder.rename(installed)
+        shutil.rmtree(old)
+    else:
+        folder.rename(installed)
+
+
+def _is_same(cached: Path, installed: Path) -> bool:
+    names = {path.name for path in cached.iterdir()}
+    if not installed.is_dir() or names != {path.name for path in installed.iterdir()}:
+        return False
+    return all(
+        os.path.samefile(cached / name, installed / name)
+        or manifest.file_digest(cached / name) == manifest.file_digest(installed / name)
+        for name in names
+    )
+
+
+def _is_whole(image: Path) -> bool:
+    """Whether a cached image is still what was built: whoever wrote to an installed one wrote here too."""
+    try:
+        metadata, _ = manifest.read_metadata(image)
+        root = verity.Root(str(metadata["rootfs_hash"]), int(str(metadata["rootfs_size"])))
+        return not manifest.changed_files(image) and verity.is_intact(image / ROOTFS, root)
+    except (CasemateError, KeyError, OSError, ValueError):
+        return False
 
 
 def content_key(variant: Variant) -> str:
@@ -145,6 +184,7 @@ def _metadata(variant: Variant, root: verity.Root) -> dict[str, object]:
         "initrd": INITRD,
         "rootfs": ROOTFS,
         "rootfs_hash": root.root_hash,
+        "rootfs_size": root.data_bytes,
         "cmdline": CMDLINE.format(root=root),
         "bios": BIOS,
         "shared_ro": True,

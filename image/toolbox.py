@@ -61,8 +61,13 @@ class Toolbox:
         return paths
 
     def python(self, *arguments: object) -> str:
-        """Runs the guest's Python."""
-        env = {"PYTHONHOME": str(self.root / "usr"), "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1"}
+        """Runs the guest's Python, which leaves no byte code of its own behind."""
+        env = {
+            "PYTHONHOME": str(self.root / "usr"),
+            "PYTHONHASHSEED": "0",
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         return self.run("usr/bin/python3.13", *arguments, env=env)
 
     def _start(self) -> list[str]:

@@ -20,12 +20,12 @@ from sqlalchemy import select as select_rows
 from core.errors import CasemateError, NotFound
 from models.base import change_watch
 from models.vm import Vm
-from vmm import process, records, simulation
+from vmm import process, records, rotation, simulation
 from vmm.channel import Port
 from vmm.hostapi import HostApi
 from vmm.lifecycle import Action, Observed, Wished, next_action
 from vmm.restart import decide
-from vmm.service import Vms
+from vmm.service import LOG_CHANNELS, Vms
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Background:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         changed = change_watch(self.vms.database.path)
-        swept, renewed = 0.0, time.monotonic()
+        swept, rotated, renewed = 0.0, 0.0, time.monotonic()
         if recover:
             self._recover()
         while not self.stopping and os.getppid() == parent:
@@ -78,6 +78,9 @@ class Background:
             if time.monotonic() - renewed > COLLATERAL_S:
                 self._renew_collateral()
                 renewed = time.monotonic()
+            if time.monotonic() - rotated > self.vms.config.cvm.log.check_interval_secs:
+                self._rotate_logs()
+                rotated = time.monotonic()
             self.serve(LOOK_S)
         self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -90,6 +93,12 @@ class Background:
             for vm_id in should_run:
                 if process.find(self.vms.reconciler.workdir(vm_id).path) is None:
                     self._reconcile(vm_id, start=True)
+
+    def _rotate_logs(self) -> None:
+        for vm_id in self.watched:
+            workdir = self.vms.reconciler.workdir(vm_id)
+            for channel_name in LOG_CHANNELS:
+                rotation.rotate_large(workdir.log(channel_name), self.vms.config.cvm.log)
 
     def _renew_collateral(self) -> None:
         if self.vms.config.cvm.simulate:

@@ -21,9 +21,10 @@ def logs() -> Response:
     pieces = vms().log(
         request.args.get("id", ""),
         request.args.get("ch", "serial"),
-        _lines(request.args.get("lines", "")),
+        _number("lines", DEFAULT_LINES),
         follow=follow,
         keep_ansi=_flag("ansi"),
+        archived=_number("archived", 0),
     )
     response = Response(
         pieces, mimetype="text/plain; charset=utf-8", headers={"X-Accel-Buffering": "no"}
@@ -44,7 +45,8 @@ def _flag(name: str) -> bool:
     return value is not None and value.lower() in ("", "1", "true")
 
 
-def _lines(text: str) -> int:
+def _number(name: str, default: int) -> int:
+    text = request.args.get(name, "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Invalid.field("lines", "must be a whole number, 0 or more")
-    return int(text) if text else DEFAULT_LINES
+        raise Invalid.field(name, "must be a whole number, 0 or more")
+    return int(text) if text else default

@@ -22,7 +22,7 @@ from core.logs import tail
 from image import registry
 from models.base import Database
 from models.vm import Vm
-from vmm import boot_files, disk, network, process, qemu, qmp, records
+from vmm import boot_files, disk, network, process, qemu, qmp, records, rotation
 from vmm.host import Host
 from vmm.lifecycle import Action, Observed, Wished, next_action
 from vmm.workdir import WorkDir
@@ -147,10 +147,8 @@ class Reconciler:
         boot_files.write(workdir, vm, image, self.config, self.host)
         disk.create_share(workdir.shared_image, workdir.shared)
         disk.create_data_disk(workdir.data_disk, vm.disk_gb, image.hda)
-        with open(workdir.serial_log, "ab") as log:
-            log.write(
-                time.strftime("===== boot @ %Y-%m-%dT%H:%M:%SZ =====\n", time.gmtime()).encode()
-            )
+        rotation.rotate_large(workdir.serial_log, self.config.cvm.log)
+        rotation.mark_boot(workdir.serial_log)
         for stale in ("qmp.sock", "host.sock", "guest.sock"):
             (workdir.path / stale).unlink(missing_ok=True)
         started = process.spawn(workdir.path, qemu.argv(self._machine(vm, image, workdir, ports)))

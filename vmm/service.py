@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, func, or_, select
-from sqlalchemy.orm import defer, undefer
+from sqlalchemy.orm import undefer
 
 from attest import compose
 from core import logs, prpc
@@ -27,12 +27,16 @@ from vmm.description import describe
 from vmm.host import Host
 from vmm.lifecycle import Observed, Wished, status
 from vmm.reconcile import Reconciler
+from vmm.rotation import segment
 from vmm.schemas import Change, Configuration, StatusQuery
 
 # ShutdownVm: how long the agent may take before the power button is pressed (vmm.md section 4).
 AGENT_SHUTDOWN_S = 3.0
 LOG_CHANNELS = ("serial", "stdout", "stderr")
 HEARTBEAT = "[vmm heartbeat]\n"
+
+# The long parts of a row, read by the same statement where an answer shows them.
+_WHOLE = (undefer(Vm.compose_file), undefer(Vm.encrypted_env), undefer(Vm.user_config))
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,8 @@ class Vms:
             page = found.order_by(Vm.created_ms, Vm.id)
             if query.page_size:
                 page = page.offset(query.page * query.page_size).limit(query.page_size)
-            load = defer if query.brief else undefer
-            page = page.options(load(Vm.compose_file), load(Vm.encrypted_env), load(Vm.user_config))
+            if not query.brief:
+                page = page.options(*_WHOLE)
             vms = [describe(vm, self.config, brief=query.brief) for vm in session.scalars(page)]
         return {
             "vms": vms,
@@ -162,7 +166,7 @@ class Vms:
     def info(self, vm_id: str) -> dict[str, Any] | None:
         """One VM with its configuration, or None."""
         with self.database.reading() as session:
-            vm = session.get(Vm, vm_id)
+            vm = session.get(Vm, vm_id, options=_WHOLE)
             return None if vm is None else describe(vm, self.config, brief=False)
 
     def compose_hash(self, name: str, compose_file: str) -> str:
@@ -211,14 +215,26 @@ class Vms:
             raise Upstream(f"guest agent: malformed answer: {error.message}") from None
 
     def log(
-        self, vm_id: str, channel_name: str, lines: int, *, follow: bool, keep_ansi: bool
+        self,
+        vm_id: str,
+        channel_name: str,
+        lines: int,
+        *,
+        follow: bool = False,
+        keep_ansi: bool = False,
+        archived: int = 0,
     ) -> Iterator[str]:
-        """The last lines of a VM's log, in pieces; with `follow` also what comes, until its removal."""
+        """The last lines of a VM's log, in pieces; with `follow` also what comes, until its removal.
+
+        `archived` reads an older segment instead (1 is the newest of them), which nobody follows.
+        """
         self._get(vm_id)
         if channel_name not in LOG_CHANNELS:
             raise Invalid.field("ch", f"must be one of {', '.join(LOG_CHANNELS)}")
         workdir = self.reconciler.workdir(vm_id)
         path = workdir.log(channel_name)
+        if archived:
+            return logs.tail(segment(path, archived), lines, keep_ansi=keep_ansi)
         if not follow:
             return logs.tail(path, lines, keep_ansi=keep_ansi)
         return logs.follow(

@@ -60,7 +60,7 @@ def _measured(group: ModuleType, bench: Bench) -> tuple[bool, list[report.Line]]
             after = load()
             lines.append(dataclasses.replace(line, load=(before, after)))
             before = after
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - shown in full, and the other groups go on
         traceback.print_exc()
         missing = [key for key in group.KEYS if key not in {line.key for line in lines}]
         note = f"not measured: {type(error).__name__}"

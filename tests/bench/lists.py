@@ -1,0 +1,205 @@
+"""P3: a page of Status with 1 to 5,000 VM records, in the process and over HTTP."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+from flask.testing import FlaskClient
+
+import migrations
+from app import create_app
+from core import config as configuration
+from models.base import Database
+from models.port import PortLease
+from models.vm import Vm, VmEvent
+from tests.bench.context import Bench, seconds
+from tests.bench.report import Line, Promise
+from tests.common.service import RunningService
+from vmm.host import Host
+
+KEYS = ("P3",)
+SIZES = (1, 100, 1000, 5000)
+PAGE = {"page": 0, "page_size": 10}
+# A sample is the mean of so many requests, so that one look of the scheduler away does not make it.
+REQUESTS = 20
+# 2 KB, as performance.md section 2.3 has it.
+COMPOSE = json.dumps({"manifest_version": 2, "docker_compose_file": "x" * 1950})
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """All sizes in turn, `rounds` times: first with Flask's client, then with two services."""
+    clients = {size: _client(bench.scratch / f"rows-{size}", size) for size in SIZES}
+    for client in clients.values():
+        for _ in range(10):
+            _page(client)
+    taken: dict[int, list[float]] = {size: [] for size in SIZES}
+    for _ in range(bench.rounds):
+        for size, client in clients.items():
+            taken[size].append(_mean(lambda client=client: _page(client)))  # type: ignore[misc]
+    for size in SIZES:
+        bench.say(
+            f"{size} records: {min(taken[size]):.2f}-{max(taken[size]):.2f} ms in the process"
+        )
+    most = SIZES[-1]
+    yield Line(
+        key="P3",
+        name="Status, page of 10 of 5,000, in the service",
+        unit="ms",
+        samples=taken[most],
+        promise=Promise(factor=1.3),
+        peer="with 1 record (a page of 1)",
+        peer_samples=taken[1],
+    )
+    yield Line(
+        key="P3",
+        name="the same, absolute",
+        unit="ms",
+        samples=taken[most],
+        promise=Promise(plus=5),
+        note="",
+    )
+    for size in SIZES[1:-1]:
+        yield Line(
+            key="P3",
+            name="the same beside other sizes",
+            unit="ms",
+            samples=taken[most],
+            peer=f"with {size:,} records",
+            peer_samples=taken[size],
+        )
+    yield Line(
+        key="P3",
+        name="files, sockets and processes that page touches",
+        unit="",
+        samples=[_touches(lambda: _page(clients[most]))],
+        promise=Promise(plus=0),
+    )
+    yield _over_http(bench)
+
+
+def _over_http(bench: Bench) -> Line:
+    taken: dict[int, list[float]] = {1: [], SIZES[-1]: []}
+    services = {
+        size: RunningService(bench.scratch / f"rows-{size}", bench.scratch) for size in taken
+    }
+    try:
+        sessions = {}
+        for size, service in services.items():
+            service.start()
+            session = sessions[size] = requests.Session()
+            session.headers["Authorization"] = f"Bearer {service.token}"
+        asks = {
+            size: _asking(sessions[size], f"{service.base}/prpc/Status", size)
+            for size, service in services.items()
+        }
+        for ask in asks.values():
+            _mean(ask)
+        for _ in range(bench.rounds):
+            for size, ask in asks.items():
+                taken[size].append(_mean(ask))
+    finally:
+        for service in services.values():
+            service.end()
+    return Line(
+        key="P3",
+        name="Status, page of 10 of 5,000, over HTTP",
+        unit="ms",
+        samples=taken[SIZES[-1]],
+        promise=Promise(factor=1.3),
+        peer="with 1 record (a page of 1)",
+        peer_samples=taken[1],
+    )
+
+
+def _asking(session: requests.Session, url: str, size: int) -> Callable[[], None]:
+    def ask() -> None:
+        answer = session.post(url, json=PAGE, timeout=30)
+        assert answer.status_code == 200 and answer.json()["total"] == size
+
+    return ask
+
+
+def _mean(ask: Callable[[], object]) -> float:
+    return seconds(lambda: [ask() for _ in range(REQUESTS)]) * 1000 / REQUESTS
+
+
+def _client(data_dir: Path, size: int) -> FlaskClient:
+    toml = data_dir.with_suffix(".toml")
+    data_dir.mkdir(mode=0o700)
+    toml.write_text(f'data_dir = "{data_dir}"\n[cvm]\nsimulate = true\naccel = "tcg"\n')
+    config = configuration.load(toml)
+    migrations.upgrade(config.database)
+    with Database(config.database).writing() as session:
+        session.add_all(_row(number) for number in range(size))
+    app = create_app(config, Host.discover(config))
+    return app.test_client()
+
+
+def _page(client: FlaskClient) -> dict[str, Any]:
+    answer = client.post("/prpc/Status", json=PAGE)
+    assert answer.status_code == 200, answer.text
+    page: dict[str, Any] = json.loads(answer.data)
+    assert len(page["vms"]) == min(10, page["total"])
+    return page
+
+
+def _row(number: int) -> Vm:
+    created_ms = 1_700_000_000_000 + number
+    happened = ("vmm.start", "boot.progress", "boot.progress", "vmm.stop")
+    return Vm(
+        id=f"00000000-0000-4000-8000-{number:012d}",
+        name=f"vm-{number}",
+        app_id=f"{number:040x}",
+        image="casemate-0.5.11",
+        image_version="0.5.11",
+        vcpu=2,
+        memory_mb=2048,
+        disk_gb=10,
+        no_tee=False,
+        simulated_tee="dstack-tdx",
+        hugepages=False,
+        pin_numa=False,
+        options={"kms_urls": [], "gateway_urls": [], "networks": []},
+        compose_file=COMPOSE,
+        encrypted_env=b"",
+        user_config="",
+        wished="stopped",
+        observed="absent",
+        created_ms=created_ms,
+        started_ms=created_ms + 100,
+        stopped_ms=created_ms + 60_000,
+        ports=[
+            PortLease(
+                position=0,
+                protocol="tcp",
+                host_address="127.0.0.1",
+                host_port=20_000 + number,
+                vm_port=80,
+            )
+        ],
+        events=[
+            VmEvent(event=event, body="pid 1234", timestamp_ms=created_ms + at)
+            for at, event in enumerate(happened)
+        ],
+    )
+
+
+def _touches(work: Callable[[], object]) -> int:
+    """How many files, folders, sockets and processes a call opens, by Python's own audit events."""
+    seen: list[str] = []
+    prefixes = ("open", "socket.", "subprocess.", "os.listdir", "os.scandir", "os.posix_spawn")
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if counting and event.startswith(prefixes):
+            seen.append(event)
+
+    counting = True
+    sys.addaudithook(note)  # stays for the life of the process, hence the switch
+    work()
+    counting = False
+    return len(seen)

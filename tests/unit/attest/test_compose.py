@@ -65,6 +65,12 @@ def test_null_means_absent_and_unknown_fields_are_ignored() -> None:
     assert parse(name=None, public_tcbinfo=None, novelty=[1]) == AppCompose()
 
 
+def test_numbers_up_to_their_ends_are_read() -> None:
+    assert parse(manifest_version=0).manifest_version == 0
+    assert parse(swap_size=2**64 - 1).swap_size == 2**64 - 1
+    assert [parse(event_log_version=v).event_log_version for v in (1, 2)] == [1, 2]
+
+
 def test_a_given_name_wins_over_the_default() -> None:
     assert AppCompose.parse(b'{"name":"mine"}', default_name="vm").name == "mine"
 
@@ -176,6 +182,7 @@ def test_swap_size_is_a_number_of_bytes_or_has_a_unit(size: object, bytes_: int)
         ("manifest_version", "2"),
         ("manifest_version", True),
         ("manifest_version", -1),
+        ("manifest_version", 2**64),
         ("manifest_version", 1.5),
         ("name", 1),
         ("name", "a\0b"),
@@ -199,6 +206,7 @@ def test_swap_size_is_a_number_of_bytes_or_has_a_unit(size: object, bytes_: int)
         ("no_instance_id", "x"),
         ("allowed_envs", "A"),
         ("allowed_envs", [1]),
+        ("event_log_version", 0),
         ("event_log_version", 3),
         ("event_log_version", "1"),
         ("init_script", ["a"] * 6),

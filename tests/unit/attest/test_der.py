@@ -55,7 +55,11 @@ def test_object_identifiers_match_the_cryptography_library() -> None:
         "0482007f" + "00" * 127,  # a leading zero in the length
         "0485000000000100",  # five length bytes
         "0482",  # length bytes missing
+        "0480" + "00" * 128,  # the same with enough bytes behind it
         "1f8101aa",  # a tag in several bytes
+        "1f00",
+        "3f00",
+        "9f00",
     ],
 )
 def test_what_is_not_der_is_refused(broken: str) -> None:

@@ -88,6 +88,7 @@ def test_version_2_events_and_pods_are_written_as_msgpack(tdx: Attestation) -> N
         (TDX_HEAD + b"\x04" + b"\x04" + bytes(8), "unknown register"),
         (TDX_HEAD + b"\x04" + bytes(8) + b"\x04\xaa\0\0", "wrong length"),
         (TDX_HEAD + b"\xfe\xff\xff\xff", "cut short"),
+        (b"\0" * 10_485_760, "followed by other bytes"),
         (b"\0" * 10_485_761, "10 MiB"),
     ],
 )

@@ -82,6 +82,13 @@ def test_an_event_that_cannot_be_written_is_refused(name: str, version: int) -> 
         runtime_event(name, b"", version)
 
 
+def test_names_are_written_as_they_are_in_every_form() -> None:
+    event = runtime_event("grün", b"", version=2)
+
+    assert '"event":"grün"' in eventlog.to_json([event])
+    assert '"name":"grün"'.encode() in eventlog.preimage("grün", b"")
+
+
 def test_replay_extends_from_zero_in_order_and_by_register() -> None:
     first, second = replace(FIRMWARE, digest=b"\1" * 48), replace(FIRMWARE, digest=b"\2" * 48)
     other = replace(FIRMWARE, imr=1)
@@ -247,7 +254,14 @@ def test_unknown_fields_and_upper_case_hex_are_read() -> None:
     assert event == Event(3, RUNTIME_EVENT_TYPE, b"", "name", b"\x00\xff")
 
 
+def test_the_largest_event_type_is_read() -> None:
+    [event] = eventlog.from_json(json.dumps([entry(imr=0, event_type=2**32 - 1)]))
+
+    assert event.event_type == 2**32 - 1
+
+
 def test_a_log_above_10_mib_is_refused_before_it_is_read() -> None:
+    assert eventlog.from_json("[]".rjust(10 * 1024 * 1024)) == ()
     with pytest.raises(Malformed, match="10 MiB"):
         eventlog.from_json(" " * (10 * 1024 * 1024 + 1))
 

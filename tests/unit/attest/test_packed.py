@@ -79,11 +79,19 @@ def test_a_snp_attestation_comes_back() -> None:
     assert packed.decode(packed.encode(attestation)) == attestation
 
 
-@pytest.mark.parametrize("quote", [b"quote", list(b"quote")])
+@pytest.mark.parametrize("quote", [b"\x00quote\xff", list(b"\x00quote\xff")])
 def test_bytes_may_come_as_bin_or_as_a_list_of_numbers(quote: object) -> None:
     platform = packed.decode(wire(tdx(quote=quote))).platform
 
-    assert platform == TdxEvidence(b"quote", ())
+    assert platform == TdxEvidence(b"\x00quote\xff", ())
+
+
+def test_numbers_up_to_their_ends_are_read() -> None:
+    logged = {**LOGGED, "imr": 0, "event_type": 2**32 - 1, "version": 1}
+
+    [event] = packed.decode(wire(tdx(event_log=[logged]))).event_log
+
+    assert event == Event(0, 2**32 - 1, b"", "a", b"\1")
 
 
 def test_a_pod_binds_its_payload_by_the_report_data() -> None:
@@ -132,6 +140,7 @@ def test_a_pod_binds_its_payload_by_the_report_data() -> None:
         (wire(tdx(event_log=[{**LOGGED, "imr": 4}])), "imr"),
         (wire(tdx(event_log=[{**LOGGED, "imr": True}])), "imr"),
         (wire(tdx(event_log=[{**LOGGED, "event_type": -1}])), "event_type"),
+        (wire(tdx(event_log=[{**LOGGED, "event_type": 2**32}])), "event_type"),
         (wire(tdx(event_log=[{**LOGGED, "digest": b"\0"}])), "digest of wrong length"),
         (wire(tdx(event_log=[{**LOGGED, "event": b"a"}])), "event must be text"),
         (wire(tdx(event_log=[{**LOGGED, "version": 2}])), "preimage"),
@@ -159,7 +168,18 @@ def test_what_breaks_a_rule_is_refused_and_named(raw: bytes, why: str) -> None:
         packed.decode(raw)
 
 
-def test_more_lists_than_any_attestation_has_are_refused() -> None:
+def test_more_lists_than_any_attestation_has_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The whole, platform, its data, an empty log, stack, its data, no runtime events.
+    monkeypatch.setattr(packed, "MAX_CONTAINERS", 7)
+    assert packed.decode(wire()).event_log == ()
+    monkeypatch.setattr(packed, "MAX_CONTAINERS", 6)
+    with pytest.raises(Malformed, match="too many"):
+        packed.decode(wire())
+
+
+def test_many_empty_lists_are_refused_although_they_are_short() -> None:
     raw = b"\x81\xa1a\xdd" + (200_000).to_bytes(4, "big") + b"\x90" * 200_000
 
     with pytest.raises(Malformed, match="too many"):

@@ -37,6 +37,7 @@ def test_certificates_chain_and_say_who_they_are() -> None:
     constraints = leaf.certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     usage = root.certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     assert not constraints.value.ca
+    assert constraints.critical
     assert (usage.key_cert_sign, usage.crl_sign, usage.digital_signature) == (True, True, False)
 
 

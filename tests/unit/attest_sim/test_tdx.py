@@ -185,6 +185,22 @@ def test_digests_that_firmware_computes_from_constants_are_the_real_ones() -> No
     assert digests[14].startswith("77a0dab2312b4e1e57a84d865a21e5b2ee8d677a21012ada")
 
 
+def test_boot_events_are_those_of_a_real_guest_but_for_what_its_image_decides() -> None:
+    folder = Path(__file__).parents[4] / "shared" / "data" / "attestation"
+    if not folder.is_dir():
+        pytest.skip("the folder of real vectors is not beside this checkout")
+    answer = json.loads((folder / "dstack-getquote-tdx-lite.json").read_text())
+    real = [event for event in eventlog.from_json(answer["event_log"]) if event.imr < 3]
+    ours = boot_events()
+
+    assert [(e.imr, e.event_type, e.event) for e in ours] == [
+        (e.imr, e.event_type, e.event) for e in real
+    ]
+    differing = [i for i, event in enumerate(ours) if event.digest != real[i].digest]
+    # TD HOB, firmware volume, ACPI data, kernel, boot option, command line, initrd.
+    assert differing == [0, 1, 8, 9, 10, 11, 13, 16, 17]
+
+
 def test_all_four_registers_of_a_quote_replay_from_its_events() -> None:
     events = (*boot_events(), runtime_event("app-id", b"\1" * 20), runtime_event("x", b""))
     report = quote.parse(quoted(events)).report

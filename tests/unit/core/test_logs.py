@@ -80,7 +80,9 @@ def test_text_without_controls_is_left_as_it_is(text: str) -> None:
     assert strip(text) == text
 
 
-@pytest.mark.parametrize("unit", ["\x1b]", "\x9d", "\x1b[1;", "\x1b[", "\x1bP", "\x1b ", "\x1b[" + "1" * 300])
+@pytest.mark.parametrize(
+    "unit", ["\x1b]", "\x9d", "\x1b[1;", "\x1b[", "\x1bP", "\x1b ", "\x1b[" + "1" * 300]
+)
 def test_a_hostile_log_is_stripped_in_linear_time_and_little_memory(unit: str) -> None:
     stripper = AnsiStripper()
     block = unit * (logs.BLOCK // len(unit))
@@ -141,7 +143,9 @@ def test_a_tail_of_a_large_log_reads_only_its_end(
     (tmp_path / "log").write_bytes(b"x" * 99 + b"\n" + b"y\n" * 3_000_000)
     read = []
     monkeypatch.setattr(
-        logs.os, "pread", lambda fd, size, at, real=os.pread: read.append(size) or real(fd, size, at)
+        logs.os,
+        "pread",
+        lambda fd, size, at, real=os.pread: read.append(size) or real(fd, size, at),
     )
 
     assert "".join(logs.tail(tmp_path / "log", 5)) == "y\n" * 5
@@ -156,9 +160,12 @@ class Follower:
         self.text = ""
         self.over = False
         self.stream: Iterator[str] = logs.follow(
-            path, lines, ended=lambda: self.over, **options  # type: ignore[arg-type]
+            path,
+            lines,
+            ended=lambda: self.over,
+            **options,  # type: ignore[arg-type]
         )
-        self.thread = threading.Thread(target=self._run)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
@@ -201,15 +208,20 @@ def test_following_gives_the_last_lines_and_then_what_comes(log: Path) -> None:
 
 def test_following_with_no_lines_gives_only_what_comes(log: Path) -> None:
     log.write_text("one\n")
-    looked = threading.Event()
-    follower = Follower(log, 0, heartbeat="", heartbeat_s=60)
-    follower.stream = iter(())
-    del looked
+    looks: list[int] = []
+    ended = lambda: len(looks) > 6  # noqa: E731
+    stream = logs.follow(log, 0, ended=lambda: looks.append(1) or ended())
 
-    until(lambda: any(str(log) == os.path.realpath(f"/proc/self/fd/{fd}") for fd in open_files()))
-    append(log, "two\n")
-    follower.sees("two\n")
-    follower.end()
+    def write() -> None:
+        until(lambda: len(looks) > 2)
+        append(log, "two\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    text = "".join(stream)
+    writer.join()
+
+    assert text == "two\n"
 
 
 def open_files() -> list[str]:

@@ -61,7 +61,9 @@ def test_packed_numbers_and_single_ones_read_alike() -> None:
     packed = bytes.fromhex("5203010203")
     single = bytes.fromhex("500150025003")
 
-    assert protobuf.decode(Outer, packed) == protobuf.decode(Outer, single) == {"numbers": [1, 2, 3]}
+    assert (
+        protobuf.decode(Outer, packed) == protobuf.decode(Outer, single) == {"numbers": [1, 2, 3]}
+    )
 
 
 def test_unknown_fields_are_skipped_and_the_last_scalar_counts() -> None:

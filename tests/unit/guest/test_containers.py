@@ -1,0 +1,155 @@
+"""The engine's answers, given by a stand-in on a Unix socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import Invalid, NotFound, Upstream
+from guest import containers
+from guest.containers import Engine, LogQuery
+
+LISTED = {
+    "Id": "abc",
+    "Names": ["/dstack-web-1"],
+    "Image": "hello",
+    "ImageID": "sha256:1",
+    "Created": 5,
+    "State": "running",
+    "Status": "Up 1 second",
+}
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    return struct.pack(">BxxxI", stream, len(data)) + data
+
+
+class StandIn:
+    """An engine that knows one container; keeps the paths it was asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.asked: list[str] = []
+        self.log = frame(1, b"out\n") + frame(2, b"err\n")
+        self.is_tty = False
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.bind(str(path))
+        self.sock.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.sock.accept()
+            except OSError:
+                return
+            with client, client.makefile("rb") as file:
+                path = file.readline().split()[1].decode()
+                self.asked.append(path)
+                status, body = self._answer(path)
+                head = f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n"
+                client.sendall(head.encode() + body)
+
+    def _answer(self, path: str) -> tuple[int, bytes]:
+        if path.startswith("/containers/json"):
+            return 200, json.dumps([LISTED]).encode()
+        if path == "/containers/web/json":
+            return 200, json.dumps({"Config": {"Tty": self.is_tty}}).encode()
+        if path.startswith("/containers/web/logs"):
+            return 200, self.log
+        if path.startswith("/broken"):
+            return 500, b'{"message": "out of order"}'
+        return 404, b'{"message": "no such container"}'
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    made = StandIn(tmp_path / "engine.sock")
+    yield made
+    made.sock.close()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(f"unix://{tmp_path}/engine.sock")
+
+
+def test_names_lose_dockers_slash(stand_in: StandIn, engine: Engine) -> None:
+    (found,) = engine.list()
+
+    assert (found.names, found.state, found.created) == (["dstack-web-1"], "running", 5)
+
+
+def test_both_framings_are_read(stand_in: StandIn, engine: Engine) -> None:
+    frames = list(engine.logs("web", LogQuery()))
+    assert [(frame.channel, frame.data) for frame in frames] == [
+        ("stdout", b"out\n"),
+        ("stderr", b"err\n"),
+    ]
+
+    stand_in.is_tty, stand_in.log = True, b"raw bytes"
+    frames = list(engine.logs("web", LogQuery()))
+    assert [(frame.channel, frame.data) for frame in frames] == [("stdout", b"raw bytes")]
+
+
+def test_the_query_reaches_the_engine(stand_in: StandIn, engine: Engine) -> None:
+    list(engine.logs("web", LogQuery(since=5, until=9, tail="all", timestamps=True)))
+
+    assert stand_in.asked[-1] == (
+        "/containers/web/logs?stdout=1&stderr=1&since=5&until=9&tail=all&follow=0&timestamps=1"
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "-a", "a b", "a/b", "a?b", "é", "a\n"])
+def test_a_name_that_is_none_is_not_asked_for(
+    stand_in: StandIn, engine: Engine, name: str
+) -> None:
+    with pytest.raises(NotFound):
+        engine.logs(name, LogQuery())
+    assert stand_in.asked == []
+
+
+def test_an_unknown_container_is_not_found(stand_in: StandIn, engine: Engine) -> None:
+    with pytest.raises(NotFound):
+        engine.logs("other", LogQuery())
+
+
+def test_an_engine_that_is_not_there_is_an_upstream_failure(engine: Engine) -> None:
+    with pytest.raises(Upstream):
+        engine.list()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", 0),
+        ("0", 0),
+        ("30m", 1_700_000_000 - 1800),
+        ("1h", 1_700_000_000 - 3600),
+        ("2d", 1_700_000_000 - 172_800),
+        ("5s", 1_700_000_000 - 5),
+        ("3600", 1_700_000_000 - 3600),
+        ("1000000000", 1_000_000_000),
+        ("1699999999", 1_699_999_999),
+    ],
+)
+def test_moments_are_ago_or_absolute(text: str, seconds: int) -> None:
+    assert containers.moment("since", text, now=1_700_000_000.9) == seconds
+
+
+@pytest.mark.parametrize("text", ["x", "1w", "-1", "1.5", "1 h", "١", "1" * 13])
+def test_other_moments_and_tails_are_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="Invalid until"):
+        containers.moment("until", text)
+    with pytest.raises(Invalid, match="Invalid tail"):
+        containers.tail(text if not text.isdigit() or not text.isascii() else "1" * 10)
+
+
+def test_escape_sequences_are_removed() -> None:
+    text = "\x1b[31mred\x1b[0m \x1b]0;title\x07plain\x1b(B\x1bM end"
+    assert containers.without_ansi(text) == "red plain end"

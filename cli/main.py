@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from cli.terminal import plain
 from core.errors import CasemateError
 
 # Command -> module; the module has a click command of the same name.
@@ -16,6 +17,7 @@ COMMANDS = {
     "image": "cli.image",
     "serve": "cli.serve",
     "up": "cli.up",
+    "vm": "cli.vm",
 }
 
 
@@ -45,7 +47,7 @@ def main() -> None:
     try:
         casemate()
     except CasemateError as error:
-        click.echo(f"casemate: {error.message}", err=True)
+        click.echo("casemate: " + "\n".join(map(plain, error.message.splitlines())), err=True)
         sys.exit(1)
 
 

@@ -24,6 +24,7 @@ from core import config as configuration
 from core import log
 from core.config import Config
 from core.errors import Conflict
+from vmm import discovery
 from vmm.background import Background
 from vmm.host import Host
 from vmm.service import Vms
@@ -50,8 +51,14 @@ def serve(config_file: Path | None, parent: int | None) -> None:
     host = Host.discover(config)
     if config.cvm.simulate:
         prepare_simulated_tee(config)
-    Server(config, host, parent).run()
-    os.close(lock)
+    announced, master = discovery.announce(config, config_file), os.getpid()
+    try:
+        Server(config, host, parent).run()
+    finally:
+        # A worker's end passes here too: gunicorn forks it inside run().
+        if announced is not None and os.getpid() == master:
+            announced.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def prepare_data_dir(path: Path) -> None:

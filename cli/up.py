@@ -21,7 +21,10 @@ from typing import Any
 import click
 import requests
 from rich.console import Console
+from rich.markup import escape
 
+from cli.client import Client
+from cli.terminal import plain
 from core import proc
 from core.errors import Unavailable
 from core.files import write_atomic
@@ -30,7 +33,7 @@ SAMPLE = "casemate-hello"
 DEFAULT_ADDRESS = "tcp:127.0.0.1:9080"
 BOOT_S = 300.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 _CONFIG = """\
 # Written by `casemate up` the first time; yours to edit (docs/operations.md has every key).
@@ -78,6 +81,11 @@ def up(once: bool) -> None:
             "The service has ended; its VMs run on. Start it again with [b]make run[/b]; to end a VM, call "
             "StopVm or RemoveVm while it runs (README.md shows how)."
         )
+
+
+def shown_as(text: str) -> str:
+    """A guest's words, without power over the terminal or rich's markup."""
+    return escape(plain(text))
 
 
 def say(text: str) -> None:
@@ -133,15 +141,12 @@ class Service:
     """A running `casemate serve` and how to call it."""
 
     process: Any
-    base: str
-    unix_socket: str
-    token: str
+    client: Client
     log: Path
 
     @classmethod
     def start(cls, config_file: Path, data_dir: Path, address: str) -> Service:
         """Starts the service and waits until it answers; Unavailable shows its last words if it does not."""
-        kind, _, rest = address.partition(":")
         log = data_dir / "service.log"
         process = proc.start(
             [
@@ -151,9 +156,7 @@ class Service:
             env={"CASEMATE_ADDRESS": address, "CASEMATE_DATA_DIR": os.fspath(data_dir)},
             log=log,
         )
-        base = f"http://{rest}" if kind == "tcp" else "http://localhost"
-        socket_path = os.path.abspath(rest) if kind == "unix" else ""
-        service = cls(process, base, socket_path, "", log)
+        service = cls(process, Client(address, ""), log)
         began = time.monotonic()
         try:
             with console.status("service"):
@@ -162,7 +165,7 @@ class Service:
             service.stop()
             raise
         given = os.environ.get("CASEMATE_ADMIN_TOKEN")
-        service.token = given or (data_dir / "admin-token").read_text().strip()
+        service.client.token = given or (data_dir / "admin-token").read_text().strip()
         say(f"service at {address} ({time.monotonic() - began:.1f} s), its log in {log}")
         return service
 
@@ -174,31 +177,11 @@ class Service:
                 raise Unavailable(f"the service ended at once: {''.join(last) or 'no message'}")
             try:
                 # 401 says it as well: somebody listens and speaks for the VMM.
-                if "X-App-Version" in self.request("GET", "/prpc/Version").headers:
+                if "X-App-Version" in self.client.request("GET", "/prpc/Version").headers:
                     return
-            except requests.ConnectionError:
+            except Unavailable:
                 time.sleep(0.1)
         raise Unavailable(f"the service does not answer; see {self.log}")
-
-    def request(self, verb: str, path: str, **kwargs: Any) -> requests.Response:
-        """One HTTP request to the service."""
-        import requests_unixsocket
-
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        session = requests.Session()
-        session.trust_env = False
-        base = self.base
-        if self.unix_socket:
-            session.mount("http+unix://", requests_unixsocket.UnixAdapter())
-            base = "http+unix://" + self.unix_socket.replace("/", "%2F")
-        return session.request(verb, base + path, headers=headers, timeout=60, **kwargs)
-
-    def call(self, method: str, **message: Any) -> Any:
-        """One RPC; Unavailable carries the service's refusal."""
-        answer = self.request("POST", f"/prpc/{method}", json=message)
-        if answer.status_code != 200:
-            raise Unavailable(f"{method}: {answer.json().get('message', answer.text)}")
-        return answer.json() if answer.content else None
 
     def stay(self) -> None:
         """Waits until the service ends or the user has had enough."""
@@ -230,14 +213,14 @@ class Sample:
         """The VM made the last time, started if need be, or a new one."""
         memory = data_dir / "sample.json"
         known = json.loads(memory.read_text()) if memory.exists() else {}
-        if known and service.call("GetInfo", id=known["vm_id"])["found"]:
-            service.call("StartVm", id=known["vm_id"])
+        if known and service.client.call("prpc/GetInfo", id=known["vm_id"])["found"]:
+            service.client.call("prpc/StartVm", id=known["vm_id"])
             say(f"sample app: VM {known['vm_id']} of an earlier run")
         else:
             ports = known.get("ports") or [free_port(), free_port()]
             compose = json.dumps(sample_compose())
-            made = service.call(
-                "CreateVm",
+            made = service.client.call(
+                "prpc/CreateVm",
                 name=SAMPLE,
                 image=image,
                 compose_file=compose,
@@ -256,7 +239,7 @@ class Sample:
 
     def info(self) -> dict[str, Any]:
         """GetInfo's word on the VM."""
-        found = self.service.call("GetInfo", id=self.vm_id)
+        found = self.service.client.call("prpc/GetInfo", id=self.vm_id)
         info: dict[str, Any] = found["info"] or {"status": "gone", "boot_error": "it was removed"}
         return info
 
@@ -272,16 +255,18 @@ class Sample:
                 progress = info["boot_progress"]
                 if progress != shown:
                     shown = progress
-                    console.print(f"  [dim]{time.monotonic() - began:6.1f} s[/dim]  {progress}")
+                    console.print(
+                        f"  [dim]{time.monotonic() - began:6.1f} s[/dim]  {shown_as(progress)}"
+                    )
                 if progress == "done":
                     say(f"booted; the app was started after {time.monotonic() - began:.1f} s")
                     return
-                status.update(f"boot: {progress} ({time.monotonic() - began:.0f} s)")
+                status.update(f"boot: {shown_as(progress)} ({time.monotonic() - began:.0f} s)")
                 time.sleep(0.3)
         raise Unavailable(f"the VM did not boot within {BOOT_S:.0f} s\n{self._console_tail()}")
 
     def _console_tail(self) -> str:
-        return self.service.request("GET", f"/logs?id={self.vm_id}&lines=15").text
+        return self.service.client.request("GET", f"/logs?id={self.vm_id}&lines=15").text
 
     def prove(self) -> dict[str, Any]:
         """Asks the app for evidence over a fresh nonce and checks it; Unavailable when it is not right."""
@@ -292,9 +277,9 @@ class Sample:
 
     def remove(self) -> None:
         """Removes the VM and waits until nothing of it is left."""
-        self.service.call("RemoveVm", id=self.vm_id)
+        self.service.client.call("prpc/RemoveVm", id=self.vm_id)
         deadline = time.monotonic() + 60
-        while self.service.call("GetInfo", id=self.vm_id)["found"]:
+        while self.service.client.call("prpc/GetInfo", id=self.vm_id)["found"]:
             if time.monotonic() > deadline:
                 raise Unavailable("the sample VM could not be removed; see the service's log")
             time.sleep(0.1)
@@ -349,11 +334,11 @@ def report(service: Service, sample: Sample, proven: dict[str, Any], seconds: fl
     simulated = proven["root"] == "simulated"
     console.print()
     rows = [
-        ("service", service.unix_socket or service.base),
-        ("token", service.token),
+        ("service", service.client.address),
+        ("token", service.client.token),
         (
             "app",
-            f"{sample.url}/  answered: app {proven['app_id']}, key {proven['key_fingerprint']}",
+            f"{sample.url}/  answered: app {shown_as(proven['app_id'])}, key {shown_as(proven['key_fingerprint'])}",
         ),
         ("VM", f"{sample.vm_id}  {info['status']}, up {info['uptime']}"),
         (

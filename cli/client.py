@@ -1,0 +1,82 @@
+"""Calls to a running service: its address and token from the environment, else from its discovery file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from core.errors import CasemateError, Unavailable
+
+
+@dataclass
+class Client:
+    """One service; `address` is `tcp:IP:PORT`, `IP:PORT`, `unix:PATH` or a URL."""
+
+    address: str
+    token: str
+
+    @classmethod
+    def found(cls) -> Client:
+        """The service that the environment names, else the newest one running here."""
+        from vmm import discovery
+
+        address, token = (os.environ.get(f"CASEMATE_{n}", "") for n in ("ADDRESS", "ADMIN_TOKEN"))
+        data_dir = os.environ.get("CASEMATE_DATA_DIR", "")
+        if not address:
+            entry = next(iter(discovery.running()), None)
+            if entry is None:
+                raise Unavailable(
+                    "no running service was found; start one, or set CASEMATE_ADDRESS"
+                )
+            address, data_dir = entry["address"], entry.get("data_dir", data_dir)
+        if not token and data_dir:
+            path = Path(data_dir) / "admin-token"
+            token = path.read_text().strip() if path.exists() else ""
+        return cls(address, token)
+
+    def request(self, verb: str, path: str, **kwargs: Any) -> requests.Response:
+        """One HTTP request; Unavailable when nobody listens."""
+        import requests_unixsocket
+
+        session = requests.Session()
+        session.trust_env = False
+        kind, _, rest = self.address.partition(":")
+        if kind == "unix":
+            session.mount("http+unix://", requests_unixsocket.UnixAdapter())
+            base = "http+unix://" + os.path.abspath(rest).replace("/", "%2F")
+        elif kind in ("http", "https"):
+            base = self.address.rstrip("/")
+        else:
+            base = f"http://{rest if kind == 'tcp' else self.address}"
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            return session.request(verb, base + path, headers=headers, **{"timeout": 60, **kwargs})
+        except requests.ConnectionError:
+            raise Unavailable(f"nobody answers at {self.address}") from None
+
+    def call(self, path: str, **message: Any) -> Any:
+        """One RPC by its path (`prpc/Status`); CasemateError carries the service's refusal."""
+        answer = self.request("POST", f"/{path}", json=message)
+        if answer.status_code != 200:
+            raise CasemateError(_refusal(answer))
+        return answer.json() if answer.content else None
+
+    def follow(self, path: str) -> Iterator[str]:
+        """The pieces of a text stream as they come."""
+        with self.request("GET", path, stream=True, timeout=(10, None)) as answer:
+            if answer.status_code != 200:
+                raise CasemateError(_refusal(answer))
+            answer.encoding = "utf-8"
+            yield from answer.iter_content(chunk_size=None, decode_unicode=True)
+
+
+def _refusal(answer: requests.Response) -> str:
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {answer.status_code}: {answer.text[:300]}"

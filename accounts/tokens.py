@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+
+from core.files import write_once
 
 PREFIX = "cm_"
 
@@ -33,21 +34,13 @@ def matches(token: str, digests: Iterable[bytes]) -> bool:
 
 def session_key(data_dir: Path) -> str:
     """The key that signs browser sessions, made once and kept in `session-key`, 0600."""
-    return _kept(data_dir / "session-key", make)
+    return _kept(data_dir / "session-key")
 
 
 def admin_token(data_dir: Path, given: str) -> str:
     """The administrator's token: the given one, else the one kept (made once) in `admin-token`, 0600."""
-    return given or _kept(data_dir / "admin-token", make)
+    return given or _kept(data_dir / "admin-token")
 
 
-def _kept(path: Path, made: Callable[[], str]) -> str:
-    try:
-        # O_EXCL: of two services that start at once, one makes it.
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    value = made()
-    with os.fdopen(fd, "w") as file:
-        file.write(value + "\n")
-    return value
+def _kept(path: Path) -> str:
+    return write_once(path, make() + "\n").decode().strip()

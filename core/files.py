@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from core.errors import Conflict, Invalid, TooLarge
@@ -16,6 +16,20 @@ from core.errors import Conflict, Invalid, TooLarge
 
 def write_atomic(path: Path, content: bytes | str, mode: int = 0o600) -> None:
     """Replaces the file at `path` as one step that survives a crash: write beside it, sync, rename."""
+    _write(path, content, mode, os.replace)
+
+
+def write_once(path: Path, content: bytes | str, mode: int = 0o600) -> bytes:
+    """Makes the file at `path` in the same way unless there is one; returns what it holds now."""
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            _write(path, content, mode, os.link)
+    return path.read_bytes()
+
+
+def _write(
+    path: Path, content: bytes | str, mode: int, into_place: Callable[[str, Path], None]
+) -> None:
     data = content.encode() if isinstance(content, str) else content
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -24,11 +38,10 @@ def write_atomic(path: Path, content: bytes | str, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        into_place(temporary, path)
+    finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        raise
     sync_directory(path.parent)
 
 

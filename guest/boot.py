@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from core import files
 from core.errors import CasemateError, Invalid
-from core.proc import run
+from core.proc import CommandFailed, run
 from guest import channel, disk, keys, share, tee
 from guest.channel import Notifier
 from guest.console import say, say_failed
 from guest.events import EventLog, event_log
 from guest.identity import App, Instance, InstanceInfo, SysConfig
 from guest.keys import AppKeys, KeyProvider, SeedKeys
-from guest.settings import GUEST, HOST_SHARED, Settings
+from guest.settings import DATA_MOUNT, GUEST, HOST_SHARED, Settings
 
 if TYPE_CHECKING:
     from guest.evidence import Evidence
@@ -35,9 +35,11 @@ logger = logging.getLogger(__name__)
 
 WORK = Path("/dstack")
 ENGINE_START_S = 60.0
-# Images come from a registry as slow as it likes; the app's own scripts have no limit at all.
+# Images come from a registry as slow as it likes; a main script may be the whole app.
 COMPOSE_TIMEOUT_S = 3600.0
-SCRIPT_TIMEOUT_S = 365 * 86400.0
+SCRIPT_TIMEOUT_S = 20 * 86400.0
+LOGS = DATA_MOUNT / "log"
+LAST_WORDS = 2000
 # vmm.md section 5: the host drops a longer body.
 MAX_EVENT_BODY = 4096
 MAX_ENCRYPTED_ENV = share.FILES[".encrypted-env"]
@@ -267,15 +269,26 @@ def write_work_files(app: App, work: Path, shared: Path) -> None:
 
 
 def run_script(name: str, text: str, variables: Mapping[str, str]) -> None:
-    """Runs a script of the app to its end; CommandFailed with its last words when it fails."""
-    path = WORK / f".{name}.sh"
+    """Runs a script of the app to its end, its output kept on the data disk; CommandFailed with its last
+    words when it fails."""
+    path, log = WORK / f".{name}.sh", LOGS / f"{name}.log"
     files.write_atomic(path, text, 0o700)
-    run(
-        ["bash", path],
-        env={**_PROGRAM_ENV, **variables},
-        cwd=WORK,
-        timeout_s=SCRIPT_TIMEOUT_S,
-    )
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        run(
+            ["bash", "-c", 'exec bash "$0" >"$1" 2>&1', path, log],
+            env={**_PROGRAM_ENV, **variables},
+            cwd=WORK,
+            timeout_s=SCRIPT_TIMEOUT_S,
+        )
+    except CommandFailed as error:
+        raise CommandFailed([f"{name} script"], error.code, _last_words(log)) from None
+
+
+def _last_words(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_WORDS))
+        return file.read().decode(errors="replace")
 
 
 def main(settings: Settings, start_engine: Callable[[], None]) -> None:

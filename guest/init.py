@@ -129,6 +129,7 @@ def engine_service() -> Service:
     """
     ENGINE_SOCKET.parent.mkdir(parents=True, exist_ok=True)
     listening = unix_socket(ENGINE_SOCKET, 0o600)
+    DOCKER_SOCKET.unlink(missing_ok=True)
     DOCKER_SOCKET.symlink_to(ENGINE_SOCKET)
 
     def serve() -> None:
@@ -211,7 +212,10 @@ def find_buttons(init: Init, poller: select.poll, root: Path = Path("/")) -> Non
 
 def is_pressed(fd: int) -> bool:
     """Whether the events waiting on an input device include a press of the power key."""
-    data = os.read(fd, 64 * _INPUT_EVENT.size)
+    try:
+        data = os.read(fd, 64 * _INPUT_EVENT.size)
+    except OSError:
+        return False
     whole = data[: len(data) - len(data) % _INPUT_EVENT.size]
     return any(
         event[2:] == (_EV_KEY, _KEY_POWER, _PRESSED) for event in _INPUT_EVENT.iter_unpack(whole)
@@ -337,9 +341,8 @@ def begin_end(init: Init) -> None:
 
 
 def _pause_ms(init: Init, look_again: float) -> int:
-    times = [look_again, *(service.due for service in init.services if not service.pid)]
-    if init.ending:
-        times.append(init.stop_by)
+    waiting = [service.due for service in init.services if not service.pid]
+    times = [look_again, init.stop_by] if init.ending else [look_again, *waiting]
     return max(0, round(1000 * (min(times) - time.monotonic()))) + 1
 
 

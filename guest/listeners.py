@@ -19,7 +19,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
-from guest import channel, guest_routes, host_calls, http_routes, legacy_routes, routes
+from guest import channel, host_calls
 from guest.service import Agent
 from guest.settings import Settings
 
@@ -105,7 +105,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
             "limit_request_line": _MAX_LINE,
             "loglevel": "warning",
             "control_socket_disable": True,
-            "post_worker_init": lambda worker: self._on_start(),
+            # Before the worker reads in Flask, which takes seconds under emulation: the host is answered first.
+            "post_fork": lambda server, worker: self._on_start(),
         }
         if self._binds:
             settings["bind"] = self._binds
@@ -120,6 +121,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
 
 def front(agent: Agent) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
     """The WSGI application that gives each request to the API of its listener."""
+    from guest import guest_routes, http_routes, legacy_routes, routes
+
     by_socket = {
         DSTACK_SOCKET: routes.create_app(agent),
         TAPPD_SOCKET: legacy_routes.create_app(agent),

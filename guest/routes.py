@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, json, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from core import prpc
@@ -90,8 +91,8 @@ def _query(schema: type[Message]) -> dict[str, Any]:
 def _body() -> bytes:
     try:
         return request.get_data(cache=False)
-    except OSError as error:
-        # Broken chunks, or a client that stopped in the middle.
+    except (OSError, ParseException) as error:
+        # Broken chunks (an error of either kind, by gunicorn's release) or a client that stopped midway.
         raise Invalid(f"the request body cannot be read: {error}") from None
 
 

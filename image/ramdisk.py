@@ -35,7 +35,8 @@ def build(tools: Toolbox, modules: Modules) -> bytes:
     # The kernel opens it for stage 1 before anything is mounted.
     archive.character_device("dev/console", 5, 1)
     archive.add("init", (SOURCES / "init").read_bytes(), 0o755)
-    archive.add("bin/guard", (SOURCES / "guard").read_bytes())
+    for script in ("guard", "scrub"):
+        archive.add(f"bin/{script}", (SOURCES / script).read_bytes())
     archive.add("bin/busybox", (tools.root / "usr/bin/busybox").read_bytes(), 0o755)
     for applet in _APPLETS:
         archive.link(f"bin/{applet}", "busybox")

@@ -34,14 +34,19 @@ def build(tools: Toolbox, image: Path) -> Root:
     tools.run(
         "usr/bin/mkfs.erofs", "--quiet", "-zlz4", "-C65536", f"-T{EPOCH}", "-U", _UUID, "--all-root", image, tools.root
     )  # fmt: skip
-    # mkfs may cut its last block short.
+    root = seal(image)
+    image.chmod(0o644)
+    return root
+
+
+def seal(image: Path) -> Root:
+    """Fills the file up to whole blocks and appends its hash tree."""
     size = -(-image.stat().st_size // BLOCK) * BLOCK
     os.truncate(image, size)
     with image.open("r+b") as file:
         tree = _hash_tree(_digests(file, size))
         file.seek(size)
         file.write(tree)
-    image.chmod(0o644)
     return Root(_root_hash(tree), size)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine
 
 from core.errors import Conflict
 from core.files import locked
+from models.base import file_url
 
 
 def upgrade(database: Path) -> None:
@@ -22,7 +23,7 @@ def upgrade(database: Path) -> None:
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    config.attributes["url"] = f"sqlite:///{database}"
+    config.attributes["url"] = file_url(database)
     with locked(database.with_suffix(".migrate.lock")):
         _refuse_newer(database, config)
         command.upgrade(config, "head")
@@ -31,7 +32,7 @@ def upgrade(database: Path) -> None:
 
 def _refuse_newer(database: Path, config: Config) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    engine = create_engine(f"sqlite:///{database}")
+    engine = create_engine(file_url(database))
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     engine.dispose()

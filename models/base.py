@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sqlalchemy import Connection, MetaData, create_engine, event
+from sqlalchemy import URL, Connection, MetaData, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 
@@ -26,12 +26,17 @@ class Base(DeclarativeBase):
     )
 
 
+def file_url(path: Path) -> URL:
+    """The address of a SQLite file; a text would take `?` and `%` in the path for its own."""
+    return URL.create("sqlite", database=str(path))
+
+
 class Database:
     """Sessions on one SQLite file, safe to use from many threads and processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.engine = create_engine(f"sqlite:///{path}", pool_size=8, max_overflow=120)
+        self.engine = create_engine(file_url(path), pool_size=8, max_overflow=120)
         event.listen(self.engine, "connect", _set_pragmas)
         event.listen(self.engine, "begin", _begin)
         self._reading = sessionmaker(self.engine, expire_on_commit=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from hypothesis import settings
 
 import migrations
 from app import create_app
@@ -24,6 +25,10 @@ from vmm import process
 from vmm.accel import Accelerator
 from vmm.host import Host
 from vmm.service import Vms
+
+# A busy machine is slow, not wrong.
+settings.register_profile("casemate", deadline=None)
+settings.load_profile("casemate")
 
 FAKE_QEMU = Path(__file__).parent / "common/fake_qemu.py"
 

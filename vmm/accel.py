@@ -133,7 +133,7 @@ def _kvm_works(qemu: str, data_dir: Path) -> bool:
         known = json.loads(memory.read_bytes())
         if known["key"] == key:
             return bool(known["works"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     works = runs_code(qemu, "kvm", "host", data_dir)
     logger.info("KVM probe: %s", "works" if works else "does not run code; VMs are emulated")

@@ -83,7 +83,7 @@ def check_compose(text: str) -> bytes:
     try:
         compose.AppCompose.parse(raw)
     except CasemateError as error:
-        raise Invalid.field("compose_file", error.message) from None
+        raise Invalid.field("compose_file", error.message.removeprefix("compose_file: ")) from None
     return raw
 
 

@@ -60,10 +60,13 @@ def check_port(
             "host_port", f"{host_port} is outside the ranges allowed for {protocol} ({ranges})"
         )
     try:
-        address = str(ipaddress.ip_address(host_address or rules.address))
+        address = ipaddress.ip_address(host_address or rules.address)
     except ValueError:
         raise no("host_address", "must be an IPv4 or IPv6 address") from None
-    return Port(protocol, address, host_port, vm_port)
+    # A zone may be any text, also commas and more options of QEMU.
+    if getattr(address, "scope_id", None) is not None:
+        raise no("host_address", "must be without a zone (%)")
+    return Port(protocol, str(address), host_port, vm_port)
 
 
 def check_apart(ports: Sequence[Port]) -> None:

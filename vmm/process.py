@@ -92,7 +92,7 @@ def ending(workdir: Path) -> Ending | None:
     try:
         record = json.loads((workdir / "exit.json").read_bytes())
         return Ending(record["code"], record["signal"], record["at_ms"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -178,7 +178,7 @@ def _recorded(workdir: Path) -> Process | None:
         if record["boot_id"] != runner.boot_id():
             return None
         return Process(record["pid"], record["start"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

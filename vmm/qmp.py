@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
-from core.errors import Upstream, UpstreamTimeout
+from core.errors import Conflict, Upstream, UpstreamTimeout
 from core.files import locked
 
 DEADLINE_S = 5.0
@@ -30,9 +31,14 @@ def execute(
     seconds and Upstream when QEMU refuses or goes away.
     """
     started = time.monotonic()
-    with locked(workdir / "qmp.lock", timeout_s=deadline_s):
-        left = deadline_s - (time.monotonic() - started)
-        return _run(_execute(workdir / "qmp.sock", command, arguments), max(left, 0.1))
+    try:
+        with locked(workdir / "qmp.lock", timeout_s=deadline_s):
+            left = deadline_s - (time.monotonic() - started)
+            return _run(_execute(workdir / "qmp.sock", command, arguments), max(left, 0.1))
+    except Conflict:
+        raise UpstreamTimeout("QEMU is busy with another caller") from None
+    except FileNotFoundError:
+        raise Upstream("QEMU: the VM is gone") from None
 
 
 def wait_for_greeting(workdir: Path, is_alive: Callable[[], bool], *, deadline_s: float) -> bool:
@@ -73,4 +79,6 @@ async def _execute(path: Path, command: str, arguments: dict[str, Any] | None) -
     try:
         return await client.execute(command, arguments)
     finally:
-        await client.disconnect()
+        # What was answered counts, also when QEMU ends at once.
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await client.disconnect()

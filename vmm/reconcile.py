@@ -179,7 +179,7 @@ class Reconciler:
         self, vm: Vm, image: registry.Image, workdir: WorkDir, ports: tuple[network.Port, ...]
     ) -> qemu.Machine:
         settings = self.config.cvm.networking
-        card = qemu.Card(
+        card = qemu.UserCard(
             mac=network.mac_address(vm.id, 0, settings.mac_prefix),
             ports=ports,
             net=settings.net,
@@ -198,7 +198,7 @@ class Reconciler:
             cmdline=image.cmdline,
             rootfs=image.rootfs,
             data_disk=workdir.data_disk,
-            shared_image=workdir.shared_image,
+            share=qemu.Share("vhd", workdir.shared_image),
             serial_log=workdir.serial_log,
             qmp_socket=workdir.path / "qmp.sock",
             host_socket=workdir.host_socket,

@@ -19,7 +19,6 @@ from tests.bench.report import Line, Promise
 from tests.bench.vms import COMPOSE
 from tests.common.service import RunningService
 
-KEYS = ("P5",)
 METHODS = ("GetInfo", "Version", "ListImages", "GetMeta")
 CONNECTIONS = 8
 ROUND_S = 1

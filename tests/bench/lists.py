@@ -22,7 +22,6 @@ from tests.bench.report import Line, Promise
 from tests.common.service import RunningService
 from vmm.host import Host
 
-KEYS = ("P3",)
 SIZES = (1, 100, 1000, 5000)
 PAGE = {"page": 0, "page_size": 10}
 # A sample is the mean of so many requests, so that one look of the scheduler away does not make it.
@@ -61,7 +60,6 @@ def measure(bench: Bench) -> Iterator[Line]:
         unit="ms",
         samples=taken[most],
         promise=Promise(plus=5),
-        note="",
     )
     for size in SIZES[1:-1]:
         yield Line(

@@ -52,7 +52,7 @@ class Promise:
 class Line:
     """One figure: a sample per round, beside the peer's sample of the same round where there is a peer.
 
-    A line without samples says by its note why it could not be measured.
+    A line without samples could not be measured, as its name says.
     """
 
     key: str

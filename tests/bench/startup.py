@@ -19,7 +19,6 @@ from tests.bench.report import Line, Promise
 from tests.bench.vms import COMPOSE
 from tests.common.service import RunningService, until
 
-KEYS = ("P12", "P17")
 VMS = 100
 # So many of them are asked to shut down and end while the service is away.
 ENDED = 3
@@ -29,11 +28,10 @@ IDLE_S = 10.0
 _BARE_IMPORT = "import click, requests"
 
 
-def measure(bench: Bench) -> Iterator[Line]:
-    """Start-up first, then the restart beside many VMs."""
+def idle(bench: Bench) -> Iterator[Line]:
+    """How soon the command and the service are there, and what the service costs when nobody calls."""
     yield from _command_line(bench)
     yield from _service(bench)
-    yield from _restart(bench)
 
 
 def _command_line(bench: Bench) -> Iterator[Line]:
@@ -70,7 +68,7 @@ def _service(bench: Bench) -> Iterator[Line]:
                 service.stop()
         for _ in range(50):
             service.call("prpc/Status")
-        memory, share = _idle(service)
+        memory, share = _cost(service)
         bench.say(f"idle service: {memory:.0f} MB, {share:.2f} % of a core")
     finally:
         service.end()
@@ -99,7 +97,7 @@ def _service(bench: Bench) -> Iterator[Line]:
     )
 
 
-def _idle(service: RunningService) -> tuple[float, float]:
+def _cost(service: RunningService) -> tuple[float, float]:
     """Memory in MB and share of one core in percent of all processes of a service."""
     assert service.process is not None
     processes = [psutil.Process(service.process.pid), *service.children()]
@@ -121,7 +119,7 @@ def _pss_mb(pid: int) -> float:
     raise AssertionError(f"no Pss of {pid}")
 
 
-def _restart(bench: Bench) -> Iterator[Line]:
+def restart(bench: Bench) -> Iterator[Line]:
     """kill -9 of the service, some VMs end, a new service: until Status tells the truth about all."""
     images, image = bench.idle_image
     service = RunningService(
@@ -136,7 +134,7 @@ def _restart(bench: Bench) -> Iterator[Line]:
             vms = list(pool.map(lambda number: _create(service, image, number), range(total)))
         bench.say(f"{total} VMs (real QEMUs, halted guests) in {time.monotonic() - began:.0f} s")
         pids = {vm: _pid(service, vm) for vm in vms}
-        _, share = _idle(service)
+        _, share = _cost(service)
         stopped: set[str] = set()
         for _ in range(RESTARTS):
             ending = [vm for vm in vms if vm not in stopped][:ENDED]

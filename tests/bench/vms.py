@@ -13,7 +13,6 @@ from tests.bench.peers import BareQemu
 from tests.bench.report import Line, Promise
 from tests.common.service import RunningService, free_port, until
 
-KEYS = ("P1", "P2")
 COMPOSE = json.dumps(
     {
         "manifest_version": 2,

@@ -234,6 +234,8 @@ def test_any_extension_is_read_or_refused(
 @given(st.binary(max_size=80), st.booleans())
 def test_any_compressed_log_is_unpacked_or_refused(log: bytes, whole: bool) -> None:
     try:
-        assert len(ratls.inflated(GZIP_PREFIX + (gzip.compress(log, mtime=0) if whole else log))) <= 80
+        assert (
+            len(ratls.inflated(GZIP_PREFIX + (gzip.compress(log, mtime=0) if whole else log))) <= 80
+        )
     except Malformed:
         assert not whole

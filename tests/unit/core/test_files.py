@@ -65,6 +65,33 @@ def test_a_reader_sees_the_old_file_or_the_new_one_and_nothing_between(tmp_path:
     assert seen <= texts
 
 
+def test_a_file_written_once_stays_as_it_is(tmp_path: Path) -> None:
+    assert files.write_once(tmp_path / "a", "first") == b"first"
+    assert files.write_once(tmp_path / "a", "second") == b"first"
+
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_of_many_that_write_a_file_once_all_read_what_one_wrote(tmp_path: Path) -> None:
+    read: list[bytes] = []
+    together = threading.Barrier(20)
+
+    def write(number: int) -> None:
+        together.wait()
+        read.append(files.write_once(tmp_path / "a", f"{number}" * 1000))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(read) == 20
+    assert set(read) == {(tmp_path / "a").read_bytes()}
+    assert len(read[0]) >= 1000
+
+
 def test_a_regular_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
 
@@ -252,4 +279,4 @@ def test_a_lock_whose_directory_was_removed_while_we_waited_is_gone(tmp_path: Pa
 def waiters(path: Path) -> int:
     """How many wait for a file's lock, in the kernel's words."""
     inode = f":{path.stat().st_ino} "
-    return sum("->" in line and inode in line for line in open("/proc/locks"))  # noqa: SIM115
+    return sum("->" in line and inode in line for line in open("/proc/locks"))

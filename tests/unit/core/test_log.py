@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 
 from core import log
 
+Written = Callable[[Callable[[], None]], list[str]]
+
 
 @pytest.fixture
-def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
+    """The lines on standard error while something is done with logging set up."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    log.setup()
-    yield capsys
+
+    def during(work: Callable[[], None]) -> list[str]:
+        log.setup()
+        work()
+        return capsys.readouterr().err.splitlines()
+
+    yield during
     root.handlers, root.level = before
 
 
@@ -75,42 +83,35 @@ def test_a_secret_is_taken_out_in_every_form_it_may_have(value: str, name: str) 
         assert "MARK" not in log.redact(text)
 
 
-def test_records_are_json_lines_with_secrets_taken_out(stderr: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger("vmm").warning("a call with %s", "token=hunter2")
+def test_records_are_json_lines_with_secrets_taken_out(written: Written) -> None:
+    (line,) = written(lambda: logging.getLogger("vmm").warning("a call with %s", "token=hunter2"))
 
-    line = json.loads(stderr.readouterr().err)
-    assert (line["level"], line["logger"]) == ("warning", "vmm")
-    assert line["event"] == f"a call with token={log.REDACTED}"
-    assert line["timestamp"].endswith("Z")
-
-
-def test_a_traceback_is_one_line_with_secrets_taken_out(
-    stderr: pytest.CaptureFixture[str],
-) -> None:
-    try:
-        raise ValueError("Bearer hunter2")
-    except ValueError:
-        logging.getLogger("vmm").exception("failed")
-
-    lines = stderr.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert "ValueError" in json.loads(lines[0])["exception"]
-    assert "hunter2" not in lines[0]
+    record = json.loads(line)
+    assert (record["level"], record["logger"]) == ("warning", "vmm")
+    assert record["event"] == f"a call with token={log.REDACTED}"
+    assert record["timestamp"].endswith("Z")
 
 
-def test_debug_records_are_not_written(stderr: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger("vmm").debug("running ['qemu']")
+def test_a_traceback_is_one_line_with_secrets_taken_out(written: Written) -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("Bearer hunter2")
+        except ValueError:
+            logging.getLogger("vmm").exception("failed")
 
-    assert stderr.readouterr().err == ""
+    (line,) = written(fail)
+
+    assert "ValueError" in json.loads(line)["exception"]
+    assert "hunter2" not in line
+
+
+def test_debug_records_are_not_written(written: Written) -> None:
+    assert written(lambda: logging.getLogger("vmm").debug("running ['qemu']")) == []
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.text())
-def test_whatever_is_logged_is_one_line_of_json(
-    stderr: pytest.CaptureFixture[str], text: str
-) -> None:
-    logging.getLogger("vmm").warning("%s", text)
+def test_whatever_is_logged_is_one_line_of_json(written: Written, text: str) -> None:
+    (line,) = written(lambda: logging.getLogger("vmm").warning("%s", text))
 
-    lines = stderr.readouterr().err.splitlines()
-    assert len(lines) == 1
-    json.loads(lines[0])
+    json.loads(line)

@@ -98,16 +98,19 @@ def test_a_root_certificate_attests_its_own_key(agent: Agent) -> None:
     )
 
 
-def test_scripts_with_a_wrong_end_show_their_last_words(
+def test_a_script_that_fails_shows_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(boot, "WORK", tmp_path)
-    boot.run_script("pre-launch", 'test "$A" = "b c" && test "$PWD" = "$0" || pwd >out', {"A": "b c"})
-    assert (tmp_path / "out").read_text().strip() == str(tmp_path)
-    assert (tmp_path / ".pre-launch.sh").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(boot, "LOGS", tmp_path / "log")
 
-    with pytest.raises(CasemateError, match="no such luck"):
-        boot.run_script("pre-launch", "echo no such luck >&2; exit 3", {})
+    boot.run_script("pre-launch", 'echo "$A" >out; pwd', {"A": "b c"})
+
+    assert (tmp_path / "out").read_text() == "b c\n"
+    assert (tmp_path / "log/pre-launch.log").read_text().strip() == str(tmp_path)
+    assert (tmp_path / ".pre-launch.sh").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(CasemateError, match=r"(?s)pre-launch script exited with 3.*no such luck"):
+        boot.run_script("pre-launch", "seq 100000; echo no such luck >&2; exit 3", {})
 
 
 class Told(Notifier):

@@ -36,7 +36,9 @@ def issued(ca: Issuer, leaf: Leaf) -> x509.Certificate:
 def test_a_leaf_says_what_was_asked(ca: Issuer) -> None:
     leaf = issued(
         ca,
-        Leaf("example.com", ["www.example.com", "10.0.0.1", "::1"], True, True, 1000, 2_000_000_000),
+        Leaf(
+            "example.com", ["www.example.com", "10.0.0.1", "::1"], True, True, 1000, 2_000_000_000
+        ),
     )
 
     assert leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "example.com"
@@ -80,9 +82,7 @@ def test_what_cannot_stand_in_a_certificate_is_refused(ca: Issuer, leaf: Leaf) -
         issued(ca, leaf)
 
 
-def test_openssl_accepts_the_chain_in_strict_mode(
-    ca: Issuer, tmp_path: Path, agent: Agent
-) -> None:
+def test_openssl_accepts_the_chain_in_strict_mode(ca: Issuer, tmp_path: Path, agent: Agent) -> None:
     made = agent.get_tls_key("example.com", ["example.com"], True, True, False, None, None, True)
     leaf, root = made["certificate_chain"]  # type: ignore[misc] # a mapping of what the message holds
     (tmp_path / "leaf.pem").write_text(leaf)
@@ -126,7 +126,9 @@ def test_a_plain_leaf_carries_no_evidence(agent: Agent) -> None:
 
 
 def test_every_call_makes_a_new_key(agent: Agent) -> None:
-    made = {agent.get_tls_key("", [], False, False, False, None, None, False)["key"] for _ in range(5)}
+    made = {
+        agent.get_tls_key("", [], False, False, False, None, None, False)["key"] for _ in range(5)
+    }
 
     assert len(made) == 5
 

@@ -197,7 +197,9 @@ def test_ids_never_repeat(ports: Ports, host: Host) -> None:
 
 
 def test_a_refusal_of_the_host_is_passed_on(ports: Ports, host: Host) -> None:
-    ports.replies = [b'{"id": ID, "error": {"message": "Key provider is not enabled", "code": 400}}']
+    ports.replies = [
+        b'{"id": ID, "error": {"message": "Key provider is not enabled", "code": 400}}'
+    ]
 
     with pytest.raises(Upstream, match="Key provider is not enabled"):
         host.call("GetSealingKey", {"quote": ""})

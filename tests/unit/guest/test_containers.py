@@ -106,9 +106,7 @@ def test_the_query_reaches_the_engine(stand_in: StandIn, engine: Engine) -> None
 
 
 @pytest.mark.parametrize("name", ["", ".", "../x", "-a", "a b", "a/b", "a?b", "é", "a\n"])
-def test_a_name_that_is_none_is_not_asked_for(
-    stand_in: StandIn, engine: Engine, name: str
-) -> None:
+def test_a_name_that_is_none_is_not_asked_for(stand_in: StandIn, engine: Engine, name: str) -> None:
     with pytest.raises(NotFound):
         engine.logs(name, LogQuery())
     assert stand_in.asked == []

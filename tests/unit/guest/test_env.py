@@ -105,7 +105,7 @@ def test_count_and_total_are_limited() -> None:
 
 
 def test_a_shell_reads_the_values_back(tmp_path: Path) -> None:
-    values = {"A": "it's $HOME `id` \"x\"", "B": "two\nlines"}
+    values = {"A": 'it\'s $HOME `id` "x"', "B": "two\nlines"}
     (tmp_path / "env").write_text(env.to_shell(values))
 
     done = run(["sh", "-c", '. "$0"; printf "%s|%s" "$A" "$B"', tmp_path / "env"])

@@ -116,7 +116,9 @@ def test_a_broken_keys_file_is_refused(text: bytes) -> None:
         AppKeys.read(text)
 
 
-@pytest.mark.parametrize("provider", [None, {}, [], {"Kms": {}, "None": {}}, {"Other": {"key": ""}}])
+@pytest.mark.parametrize(
+    "provider", [None, {}, [], {"Kms": {}, "None": {}}, {"Other": {"key": ""}}]
+)
 def test_a_keys_file_must_name_one_known_provider(provider: object) -> None:
     with pytest.raises(Invalid, match="key_provider"):
         KeyProvider.read(provider)

@@ -346,9 +346,7 @@ def test_the_dashboard_escapes_what_others_chose(
     assert "/logs/%3Cscript%3E" in page
 
 
-def test_the_hosts_five_calls_answer(
-    host: FlaskClient, engine: StandIn, ended: list[str]
-) -> None:
+def test_the_hosts_five_calls_answer(host: FlaskClient, engine: StandIn, ended: list[str]) -> None:
     info = host.get("/api/Info").json
     assert list(info) == ["version", "app_id", "instance_id", "app_cert", "tcb_info", "device_id"]
     assert host.post("/api/SysInfo", json={}).json["num_cpus"] > 0

@@ -83,7 +83,6 @@ class Configfs:
         (entry / "outblob").write_bytes(b"report of " + entry.name.encode())
         (entry / "auxblob").write_bytes(b"certificates")
 
-
     def rmdir(self, entry: Path) -> None:
         self.asked.append((entry / "inblob").read_bytes())
         for file in entry.iterdir():

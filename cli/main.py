@@ -10,10 +10,12 @@ import click
 from cli.terminal import plain
 from core.errors import CasemateError
 
-# Command -> module; the module has a click command of the same name.
+# Command -> module; the module has a click command of the same name (with _ for -).
 COMMANDS = {
     "agent": "cli.agent",
+    "check-config": "cli.host",
     "db": "cli.db",
+    "doctor": "cli.host",
     "image": "cli.image",
     "serve": "cli.serve",
     "up": "cli.up",
@@ -32,7 +34,9 @@ class Lazy(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        command: click.Command = getattr(
+            importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_")
+        )
         return command
 
 

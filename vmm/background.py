@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import selectors
 import signal
 import time
@@ -97,8 +96,11 @@ class Background:
     def _rotate_logs(self) -> None:
         for vm_id in self.watched:
             workdir = self.vms.reconciler.workdir(vm_id)
-            for channel_name in LOG_CHANNELS:
-                rotation.rotate_large(workdir.log(channel_name), self.vms.config.cvm.log)
+            try:
+                for channel_name in LOG_CHANNELS:
+                    rotation.rotate_large(workdir.log(channel_name), self.vms.config.cvm.log)
+            except OSError as error:  # the disk is full, or the VM was removed just now
+                logger.warning("VM %s: a log was not rotated: %s", vm_id, error)
 
     def _renew_collateral(self) -> None:
         if self.vms.config.cvm.simulate:
@@ -134,6 +136,9 @@ class Background:
                 self._reconcile(vm_id)
             elif watched.port is not None and watched.port.wait_until <= now:
                 self._listen(watched)
+        for watched in self.watched.values():
+            if watched.port and watched.port.pending and watched.port.wait_until <= now:
+                self._listen(watched)
         if ready and all(key.data[1] == "speaks" for key, _ in ready):
             # A guest that may not be read yet keeps its port ready: do not spin on it.
             waiting = [w.port.wait_until for w in self.watched.values() if w.port]
@@ -143,12 +148,7 @@ class Background:
     def _listen(self, watched: Watched) -> None:
         port = watched.port
         assert port is not None
-        try:
-            goes_on = port.serve()
-        except Exception:  # one guest's question must not end the service to all others
-            logger.exception("serving a guest failed")
-            goes_on = False
-        if not goes_on:
+        if not _serve(port):
             self.selector.unregister(port.socket)
             port.close()
             watched.port = None
@@ -176,12 +176,12 @@ class Background:
         self.selector.unregister(watched.pidfd)
         os.close(watched.pidfd)
         if watched.port is not None:
-            # What the guest said last is still in the socket and counts, within reason.
-            for _ in range(16):
-                if (
-                    not select.select([watched.port.socket], [], [], 0)[0]
-                    or not watched.port.serve()
-                ):
+            # What the guest said last is still in the socket and counts, within its rate.
+            port = watched.port
+            while port.wait_until <= time.monotonic():
+                if not (port.pending or process.is_ready(port.socket.fileno(), 0)):
+                    break
+                if not _serve(port):
                     break
             self.selector.unregister(watched.port.socket)
             watched.port.close()
@@ -233,3 +233,11 @@ class Background:
                 vm = session.get(Vm, vm_id)
                 if vm is not None:
                     vm.restarts, vm.next_restart_ms = 0, None
+
+
+def _serve(port: Port) -> bool:
+    try:
+        return port.serve()
+    except Exception:  # one guest's question must not end the service to all others
+        logger.exception("serving a guest failed")
+        return False

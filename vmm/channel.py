@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import secrets
@@ -23,10 +24,13 @@ logger = logging.getLogger(__name__)
 
 REQUEST_LIMIT = 1024**2
 ANSWER_LIMIT = 4 * 1024**2
+# Of a former exchange, or of nobody's asking: so many are skipped before the answer.
+STRAY_LINES = 1000
 BEGIN_S = 5.0
 WHOLE_S = 10.0
-# A guest that asks faster than this is read no further until its second is over.
-CALLS_PER_SECOND = 50
+# A guest that writes more lines than this, whatever they hold, waits until its second is over; a read
+# counts like a line.
+LINES_PER_SECOND = 100
 
 Answer = Callable[[str, object], object]
 
@@ -57,7 +61,8 @@ def ask(
             request = json.dumps({"id": call, "method": method, "params": params})
             # The empty line ends whatever a former exchange left unfinished.
             connection.sendall(b"\n" + request.encode() + b"\n")
-            for line in _lines(connection, begin + begin_s, begin + whole_s):
+            lines = _lines(connection, begin + begin_s, begin + whole_s)
+            for line in itertools.islice(lines, STRAY_LINES):
                 answer = _object(line)
                 if answer is not None and answer.get("id") == call:
                     return _result(answer)
@@ -65,7 +70,7 @@ def ask(
         raise UpstreamTimeout("the guest agent did not answer in time") from None
     except OSError as error:
         raise Upstream(f"the guest's channel is closed: {error.strerror}") from None
-    raise Upstream("the guest closed its channel")
+    raise Upstream("the guest closed its channel, or said too much that nobody asked for")
 
 
 def _lines(connection: socket.socket, first_by: float, all_by: float) -> Iterator[bytes]:
@@ -119,7 +124,7 @@ class Port:
         self._buffer = bytearray()
         self._skipping = False
         self._second = 0
-        self._calls = 0
+        self._used = 0
         self.socket = socket.socket(socket.AF_UNIX)
         try:
             self.socket.setblocking(False)
@@ -133,25 +138,34 @@ class Port:
         """Gives the port up."""
         self.socket.close()
 
+    @property
+    def pending(self) -> bool:
+        """Whether a whole line has come that the rate did not let us answer yet."""
+        return b"\n" in self._buffer
+
     def serve(self) -> bool:
-        """Reads what has come and answers whole lines; False when the other end is gone."""
-        try:
-            data = self.socket.recv(64 * 1024)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if not data:
-            return False
-        *whole, rest = (self._buffer + data).split(b"\n")
-        if len(rest) > REQUEST_LIMIT:
-            # An endless line is dropped up to its end, not kept.
-            rest, self._skipping = bytearray(), True
-        self._buffer = bytearray(rest)
-        for line in whole:
+        """Reads what has come and answers whole lines within the rate; False when the other end is gone."""
+        if not self.pending:
+            try:
+                data = self.socket.recv(64 * 1024)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            self._count()
+            self._buffer += data
+            if not self.pending and len(self._buffer) > REQUEST_LIMIT:
+                # An endless line is dropped up to its end, not kept.
+                self._buffer.clear()
+                self._skipping = True
+        while self.pending and self.wait_until <= time.monotonic():
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            self._count()
             if self._skipping:
                 self._skipping = False
-            elif line.strip() and not self._serve_line(bytes(line)):
+            elif not self._serve_line(bytes(line)):
                 return False
         return True
 
@@ -159,8 +173,9 @@ class Port:
         request = _object(line)
         if request is None or not isinstance(request.get("method"), str):
             return True
-        self._count()
-        reply = {"id": request.get("id"), **self._reply(request)}
+        if not isinstance(request.get("id"), (int, str)):
+            return True
+        reply = {"id": request["id"], **self._reply(request)}
         # The guest reads its answer at once or not at all: we never wait for it.
         with contextlib.suppress(BlockingIOError):
             try:
@@ -178,7 +193,7 @@ class Port:
     def _count(self) -> None:
         second = int(time.monotonic())
         if second != self._second:
-            self._second, self._calls = second, 0
-        self._calls += 1
-        if self._calls >= CALLS_PER_SECOND:
+            self._second, self._used = second, 0
+        self._used += 1
+        if self._used >= LINES_PER_SECOND:
             self.wait_until = second + 1.0

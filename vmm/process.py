@@ -32,6 +32,12 @@ class Process:
     pid: int
     start: int
 
+    @property
+    def started_ms(self) -> int:
+        """When it was started, in milliseconds since 1970."""
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - self.start / os.sysconf("SC_CLK_TCK")
+        return int((time.time() - age_s) * 1000)
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -43,7 +49,8 @@ class Ending:
 
     def __str__(self) -> str:
         if self.signal is not None:
-            return f"killed by {signal.Signals(self.signal).name}"
+            known = self.signal in set(signal.Signals)
+            return f"killed by {signal.Signals(self.signal).name if known else self.signal}"
         return "exit status unknown" if self.code is None else f"exit code {self.code}"
 
 
@@ -141,16 +148,28 @@ def end(workdir: Path, process: Process, *, grace_s: float) -> bool:
             for each, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, each)
-                if select.select([pidfd], [], [], patience_s)[0]:
+                if is_ready(pidfd, patience_s):
                     break
         finally:
             os.close(pidfd)
-    deadline = time.monotonic() + 3
+    return wait_unlocked(workdir, 3)
+
+
+def wait_unlocked(workdir: Path, patience_s: float) -> bool:
+    """Waits until QEMU and its runner, who writes the ending first, are gone; False when they stay."""
+    deadline = time.monotonic() + patience_s
     while is_locked(workdir):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True
+
+
+def is_ready(fd: int, patience_s: float) -> bool:
+    """Whether a descriptor can be read within that time; any number will do, select() stops at 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(patience_s * 1000))
 
 
 def last_line(path: Path) -> str:

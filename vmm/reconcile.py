@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from core import files
 from core.config import Config
 from core.errors import CasemateError, Invalid, NotFound, Unavailable, Unsupported
-from core.logs import tail
+from core.logs import Decoder
 from image import registry
 from models.base import Database
 from models.vm import Vm
@@ -102,7 +102,8 @@ class Reconciler:
             case Action.STOP:
                 self._stop(vm, workdir)
             case Action.ADOPT:
-                self._observe_alive(vm.id, workdir, event="vmm.adopt")
+                if found := process.find(workdir.path):
+                    self._observe_alive(vm.id, found, event="vmm.adopt")
             case Action.BURY:
                 self._bury(vm, workdir)
             case Action.REMOVE:
@@ -157,7 +158,7 @@ class Reconciler:
         ):
             why = process.last_line(workdir.log("stderr"))
             raise process.StartFailed(f"QEMU ended at once: {why}")
-        self._observe_alive(vm_id, workdir, event="vmm.start", fresh=True)
+        self._observe_alive(vm_id, started, event="vmm.start")
 
     def _bootable_image(self, vm: Vm) -> registry.Image:
         if not vm.no_tee and not vm.simulated_tee:
@@ -167,7 +168,10 @@ class Reconciler:
                     "(or cvm.simulate for simulated evidence)"
                 )
             raise Unsupported(f"{self.host.tee} VMs are not available in this release")
-        image = registry.load(self.config.image.path, vm.image)
+        try:
+            image = registry.load(self.config.image.path, vm.image)
+        except NotFound as error:  # which is said of VMs alone
+            raise Invalid(error.message) from None
         if changed := registry.changed_files(image):
             raise Invalid(
                 f"image {vm.image}: {', '.join(changed)} changed since it was built; "
@@ -208,21 +212,15 @@ class Reconciler:
             product_name=self.config.cvm.product.product_name,
         )
 
-    def _observe_alive(
-        self, vm_id: str, workdir: WorkDir, *, event: str, fresh: bool = False
-    ) -> None:
-        found = process.find(workdir.path)
-        if found is None:
-            return  # ended between two looks: the next one buries it
+    def _observe_alive(self, vm_id: str, found: process.Process, *, event: str) -> None:
+        # One that has ended meanwhile is written down too: the next look buries it.
         with self.database.writing() as session:
             vm = records.get(session, vm_id)
             vm.observed = Observed.ALIVE
             vm.pid, vm.pid_start = found.pid, found.start
             vm.accel = self.host.accelerator.name
-            if fresh:
-                vm.started_ms = records.now_ms()
-                vm.stopped_ms = None
-                vm.boot_progress, vm.boot_error, vm.shutdown_progress = "booting", "", ""
+            vm.started_ms, vm.stopped_ms = found.started_ms, None
+            vm.boot_progress, vm.boot_error, vm.shutdown_progress = "booting", "", ""
             accelerator = self.host.accelerator
             self._event(
                 session, vm_id, event, f"pid {found.pid}, {accelerator.name} ({accelerator.why})"
@@ -238,9 +236,7 @@ class Reconciler:
 
     def _bury(self, vm: Vm, workdir: WorkDir) -> None:
         # The runner writes the ending before it lets the lock go.
-        deadline = time.monotonic() + 2
-        while process.is_locked(workdir.path) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        process.wait_unlocked(workdir.path, 2)
         ended = process.ending(workdir.path) or process.Ending(None, None, records.now_ms())
         console = console_line(workdir)
         failed = _BOOT_FAILED.search(console)
@@ -259,7 +255,11 @@ class Reconciler:
 
     def _remove(self, vm: Vm, workdir: WorkDir) -> None:
         found = process.find(workdir.path)
-        if found is not None and not process.end(workdir.path, found, grace_s=STOP_GRACE_S):
+        if found is not None:
+            ended = process.end(workdir.path, found, grace_s=STOP_GRACE_S)
+        else:
+            ended = process.wait_unlocked(workdir.path, STOP_GRACE_S)
+        if not ended:
             # Files under a live QEMU stay; the sweep tries again.
             raise Unavailable(f"VM {vm.id} is still ending; it is removed when its process is gone")
         workdir.remove()
@@ -271,10 +271,15 @@ class Reconciler:
 
 
 def console_line(workdir: WorkDir) -> str:
-    """The last line of the serial log that says something, without escape sequences."""
-    if not workdir.serial_log.exists():
+    """The last line that this boot's console said, or why the boot failed; without escape sequences."""
+    try:
+        with open(workdir.serial_log, "rb") as log:
+            # A guest may write lines without end.
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 64 * 1024))
+            text = Decoder(keep_ansi=False).feed(log.read(), final=True)
+    except FileNotFoundError:
         return ""
-    lines = "".join(tail(workdir.serial_log, 40, keep_ansi=False)).splitlines()
+    lines = rotation.since_boot(text).splitlines()
     failed = [line for line in lines if _BOOT_FAILED.search(line)]
     said = [line.strip() for line in lines if line.strip()]
     return (failed or said or [""])[-1][:500]

@@ -6,11 +6,15 @@ Source: vmm.md section 11.  QEMU opens its logs for appending, so what it writes
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
 from core.config import LogConfig
+
+_BOOT = re.compile(r"^===== boot @ \S+ =====\n", re.MULTILINE)
+_MARK = re.compile(r"^===== rotated .* =====\n", re.MULTILINE)
 
 
 def rotate_large(path: Path, rules: LogConfig) -> bool:
@@ -49,6 +53,11 @@ def rotate(path: Path, backups: int) -> None:
 def mark_boot(path: Path) -> None:
     """Notes the beginning of a boot."""
     mark(path, f"boot @ {_now()}")
+
+
+def since_boot(text: str) -> str:
+    """The part of a log that belongs to its last boot, without marks of the service's own."""
+    return _MARK.sub("", _BOOT.split(text)[-1])
 
 
 def mark(path: Path, text: str) -> None:

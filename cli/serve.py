@@ -24,6 +24,7 @@ from core import config as configuration
 from core import log
 from core.config import Config
 from core.errors import Conflict
+from core.proc import end_with_parent
 from vmm import discovery
 from vmm.background import Background
 from vmm.host import Host
@@ -120,6 +121,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             "proc_name": "casemate",
             "logger_class": StructuredLogger,
             "control_socket_disable": True,
+            # The port is free for the next service the moment this one is killed.
+            "post_fork": lambda master, worker: end_with_parent(master.pid),
         }
         for key, value in settings.items():
             self.cfg.set(key, value)
@@ -193,6 +196,7 @@ class Master(Arbiter):  # type: ignore[misc]
         try:
             for number in self.SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            end_with_parent(parent)
             for listener in self.LISTENERS:
                 listener.sock.close()  # the descriptor alone: close() would delete a Unix socket
             vms: Vms = self.app.wsgi().extensions["vms"]

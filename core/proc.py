@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from core.errors import Unavailable
 
 logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Children get this environment and nothing else: no secret of ours is inherited.
 CLEAN_ENV: Mapping[str, str] = {
@@ -86,3 +91,13 @@ def start(
             # Ctrl-C at the terminal is ours to handle: we stop the program in order.
             process_group=0,
         )
+
+
+def end_with_parent(parent: int) -> None:
+    """Asks the kernel for SIGTERM to this process when its parent, process `parent`, ends in whatever way.
+
+    Exits at once when it has ended already.  Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(0)

@@ -135,12 +135,17 @@ class RunningService:
             self.process.wait(timeout=20)
 
     def kill(self, *, everything: bool) -> None:
-        """kill -9 of the master, or of the master, its workers and the background process."""
+        """kill -9 of the master, or of the master, its workers and the background process.
+
+        Left alone, workers and background process end with their master, within 2 s.
+        """
         assert self.process is not None
-        doomed = [psutil.Process(self.process.pid), *(self.children() if everything else [])]
-        for each in doomed:
+        children = self.children()
+        for each in [psutil.Process(self.process.pid), *(children if everything else [])]:
             each.kill()
         self.process.wait(timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=2)
+        assert alive == [], "the master's children outlive it"
 
     def end(self) -> None:
         """Ends the service and every VM of its data directory."""

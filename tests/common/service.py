@@ -144,8 +144,11 @@ class RunningService:
         for each in [psutil.Process(self.process.pid), *(children if everything else [])]:
             each.kill()
         self.process.wait(timeout=10)
-        _, alive = psutil.wait_procs(children, timeout=2)
-        assert alive == [], "the master's children outlive it"
+        until(
+            lambda: all(_has_ended(child) for child in children),
+            within_s=2,
+            what="the end of the master's children",
+        )
 
     def end(self) -> None:
         """Ends the service and every VM of its data directory."""
@@ -156,6 +159,14 @@ class RunningService:
     def qemus(self) -> list[psutil.Process]:
         """The QEMU processes of this data directory."""
         return [each for each in _processes() if _belongs(each, str(self.data_dir))]
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    # Whoever inherits an orphan may be slow to reap it.
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _processes() -> Iterator[psutil.Process]:

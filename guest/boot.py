@@ -294,17 +294,22 @@ def _last_words(log: Path) -> str:
 def main(settings: Settings, start_engine: Callable[[], None]) -> None:
     """Boots and tells console and host how it went; the agent stays up after a failure."""
     notifier = Notifier(channel.host(settings.state, settings.root))
-    progress = Progress(notifier)
     try:
-        Boot(settings, progress, notifier, start_engine).run()
+        Boot(settings, Progress(notifier), notifier, start_engine).run()
+        why = ""
     except (CasemateError, OSError) as error:
-        _fail(settings, progress, str(error))
+        why = str(error)
     except Exception as error:  # noqa: BLE001 - a bug must be seen where the operator looks
         traceback.print_exc()
-        _fail(settings, progress, f"internal error: {type(error).__name__}: {error}")
+        why = f"internal error: {type(error).__name__}: {error}"
     notifier.close()
+    if why:
+        fail(settings, why)
 
 
-def _fail(settings: Settings, progress: Progress, text: str) -> None:
-    files.write_atomic(settings.boot_error, text)
-    progress.failed(text)
+def fail(settings: Settings, why: str) -> None:
+    """Tells console, host and agent that the boot failed."""
+    files.write_atomic(settings.boot_error, why)
+    notifier = Notifier(channel.host(settings.state, settings.root))
+    Progress(notifier).failed(why)
+    notifier.close()

@@ -71,6 +71,7 @@ class Init:
 
     services: list[Service] = field(default_factory=list)
     buttons: dict[int, str] = field(default_factory=dict)
+    boot: int = 0
     ending: bool = False
     stopper: int = 0
     stop_by: float = 0.0
@@ -184,11 +185,14 @@ def reap(init: Init) -> None:
             return
         if not pid:
             return
+        code = os.waitstatus_to_exitcode(status)
         if pid == init.stopper:
             init.stop_by = 0.0
+        if pid == init.boot and code:
+            _boot_died(code)
         for service in init.services:
             if pid == service.pid:
-                _ended(service, os.waitstatus_to_exitcode(status))
+                _ended(service, code)
 
 
 def _ended(service: Service, code: int) -> None:
@@ -196,6 +200,13 @@ def _ended(service: Service, code: int) -> None:
     soon = now - service.started < TOO_SOON_S
     service.pid, service.due = 0, now + RESTART_DELAY_S if soon else now
     say(f"{service.name} ended with {code}")
+
+
+def _boot_died(code: int) -> None:
+    from guest import boot
+
+    # It tells its own failures; this is for the one that could not: it waits for the host, so not here.
+    fork(lambda: boot.fail(GUEST, f"the boot process ended with {code}"))
 
 
 def find_buttons(init: Init, poller: select.poll, root: Path = Path("/")) -> None:
@@ -297,7 +308,7 @@ def start(init: Init) -> int:
     from guest import boot
 
     reading, writing = os.pipe()
-    fork(lambda: boot.main(GUEST, lambda: _ask_for_engine(writing)))
+    init.boot = fork(lambda: boot.main(GUEST, lambda: _ask_for_engine(writing)))
     os.close(writing)
     init.services.append(agent_service(make_sockets()))
     return reading

@@ -148,6 +148,8 @@ CONDITIONAL_BOOT_MODULES = ("sha256_ssse3",)
 
 # Files of packages that nobody reads in a guest.  Copyright files stay: they must go with the programs.
 PRUNED = (
+    "etc/python3.13/sitecustomize.py",
+    "usr/lib/python3.13/sitecustomize.py",
     "etc/cron.d",
     "etc/dpkg",
     "usr/lib/podman/netavark-dhcp-proxy-client",

@@ -36,7 +36,12 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.engine = create_engine(file_url(path), pool_size=8, max_overflow=120)
+        self.engine = create_engine(
+            file_url(path),
+            pool_size=8,
+            max_overflow=120,
+            hide_parameters=True,  # an error's text goes to the log, a VM's secrets do not
+        )
         event.listen(self.engine, "connect", _set_pragmas)
         event.listen(self.engine, "begin", _begin)
         self._reading = sessionmaker(self.engine, expire_on_commit=False)

@@ -59,6 +59,7 @@ def data_dir() -> Iterator[Path]:
     for record in path.glob("vm/*/launch.json"):
         while found := process.find(record.parent):
             process.end(record.parent, found, grace_s=0)
+        process.wait_unlocked(record.parent, 10)
     shutil.rmtree(path)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 
 from core.config import Config
-from core.errors import Invalid, Unsupported
+from core.errors import Invalid, NotFound, Unsupported
 from core.prpc import Empty, Service
 from models.base import Database
 from models.vm import Vm
@@ -83,7 +83,10 @@ class HostApi:
         for key, value in info.items():
             if not _HEX_ID.fullmatch(value):
                 raise Invalid.field(key, "must be 40 hex digits or empty")
-        WorkDir(self.config.run_path / self.vm_id).share_json(".instance_info", info)
+        try:
+            WorkDir(self.config.run_path / self.vm_id).share_json(".instance_info", info)
+        except FileNotFoundError:  # the last words of a VM that is removed
+            raise NotFound(f"VM {self.vm_id} not found") from None
         return info["instance_id"]
 
 

@@ -185,10 +185,11 @@ def _exit_code(child: subprocess.Popen[bytes], *, timeout_s: float) -> int:
     # Popen.wait with a time-out looks in growing steps of up to 50 ms; a pidfd tells at once.
     pidfd = os.pidfd_open(child.pid)
     try:
-        select.select([pidfd], [], [], timeout_s)
+        if not is_ready(pidfd, timeout_s):
+            child.kill()
     finally:
         os.close(pidfd)
-    return child.wait(timeout=0)
+    return child.wait()
 
 
 def _recorded(workdir: Path) -> Process | None:

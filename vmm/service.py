@@ -153,7 +153,8 @@ class Vms:
             total = session.scalar(select(func.count()).select_from(found.subquery())) or 0
             page = found.order_by(Vm.created_ms, Vm.id)
             if query.page_size:
-                page = page.offset(query.page * query.page_size).limit(query.page_size)
+                first = min(query.page * query.page_size, 2**62)  # SQLite counts to 2^63
+                page = page.offset(first).limit(query.page_size)
             if not query.brief:
                 page = page.options(*_WHOLE)
             vms = [describe(vm, self.config, brief=query.brief) for vm in session.scalars(page)]
@@ -329,5 +330,7 @@ def _matching(query: StatusQuery) -> Select[Vm]:
         found = found.where(Vm.id.in_(query.ids))
     if query.keyword:
         columns = (Vm.name, Vm.id, Vm.app_id, Vm.image)
-        found = found.where(or_(*(c.contains(query.keyword, autoescape=True) for c in columns)))
+        # SQLite refuses long patterns; no column has more than 64 characters.
+        keyword = query.keyword[:100]
+        found = found.where(or_(*(c.contains(keyword, autoescape=True) for c in columns)))
     return found

@@ -120,6 +120,9 @@ class Told(Notifier):
         super().__init__(None)
         self.events: list[tuple[str, str]] = []
 
+    def close(self, timeout_s: float = 0) -> None:
+        pass
+
     def notify(self, event: str, payload: str) -> None:
         self.events.append((event, payload))
 

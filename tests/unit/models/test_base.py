@@ -202,6 +202,17 @@ def test_a_path_with_signs_of_a_url_is_that_path(data_dir: Path, empty_database:
     assert [entry.name for entry in data_dir.iterdir()] == [folder.name]
 
 
+def test_an_error_shows_no_value_of_a_row(database: Database) -> None:
+    vm = rows.vm(user_config="hunter2", encrypted_env=b"hunter2", ports=[lease("", 80)])
+    with database.writing() as session:
+        session.add(rows.vm(id=vm.id))
+
+    with pytest.raises(IntegrityError) as error, database.writing() as session:
+        session.add(vm)
+
+    assert "hunter2" not in str(error.value)
+
+
 def test_a_writer_that_waits_too_long_is_told(database: Database) -> None:
     blocker = sqlite3.connect(database.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")

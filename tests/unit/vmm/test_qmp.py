@@ -53,7 +53,8 @@ def answering(*answers: dict[str, object], end: bool = False) -> Speak:
         connection.sendall(GREETING.encode() + b"\n")
         for answer in ({"return": {}}, *answers):
             call = json.loads(connection.recv(65536))
-            connection.sendall(json.dumps({**answer, "id": call["id"]}).encode() + b"\n")
+            del call["execute"]
+            connection.sendall(json.dumps({**call, **answer}).encode() + b"\n")
         if end:
             connection.close()
 

@@ -39,20 +39,25 @@ class Client:
             token = path.read_text().strip() if path.exists() else ""
         return cls(address, token)
 
+    @property
+    def url(self) -> str:
+        """The address as people and browsers write it."""
+        kind, _, rest = self.address.partition(":")
+        if kind in ("unix", "http", "https"):
+            return self.address
+        return f"http://{rest if kind == 'tcp' else self.address}"
+
     def request(self, verb: str, path: str, **kwargs: Any) -> requests.Response:
         """One HTTP request; Unavailable when nobody listens."""
         import requests_unixsocket
 
         session = requests.Session()
         session.trust_env = False
-        kind, _, rest = self.address.partition(":")
-        if kind == "unix":
+        base = self.url.rstrip("/")
+        if base.startswith("unix:"):
             session.mount("http+unix://", requests_unixsocket.UnixAdapter())
-            base = "http+unix://" + os.path.abspath(rest).replace("/", "%2F")
-        elif kind in ("http", "https"):
-            base = self.address.rstrip("/")
-        else:
-            base = f"http://{rest if kind == 'tcp' else self.address}"
+            path_of_socket = os.path.abspath(base.removeprefix("unix:"))
+            base = "http+unix://" + path_of_socket.replace("/", "%2F")
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
             return session.request(verb, base + path, headers=headers, **{"timeout": 60, **kwargs})

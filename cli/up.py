@@ -334,7 +334,7 @@ def report(service: Service, sample: Sample, proven: dict[str, Any], seconds: fl
     simulated = proven["root"] == "simulated"
     console.print()
     rows = [
-        ("service", service.client.address),
+        ("console", f"{service.client.url}/"),
         ("token", service.client.token),
         (
             "app",

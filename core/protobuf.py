@@ -6,13 +6,14 @@ Protocol Buffers encoding guide; groups (wire types 3 and 4) are not used by any
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import marshmallow as ma
 
 from core.errors import Invalid
-from core.prpc import Flag, HexBytes, Int64, Whole
+from core.prpc import Flag, HexBytes, Int64, Whole, instance
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEPTH_MOST = 16
@@ -32,8 +33,9 @@ def encode(schema: type[ma.Schema], message: Mapping[str, Any]) -> bytes:
     return b"".join(_field(field, message.get(name)) for name, field in _by_number(schema).values())
 
 
+@functools.cache
 def _by_number(schema: type[ma.Schema]) -> dict[int, tuple[str, ma.fields.Field[Any]]]:
-    fields = schema().fields.items()
+    fields = instance(schema).fields.items()
     return {field.metadata["number"]: (name, field) for name, field in fields}
 
 

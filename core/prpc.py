@@ -7,6 +7,7 @@ section 2 and guest-agent.md section 2; names and numbers from dstack's proto fi
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -183,12 +184,18 @@ class Empty(Message):
     """google.protobuf.Empty."""
 
 
+@functools.cache
+def instance(schema: type[ma.Schema]) -> ma.Schema:
+    """The one instance of a message that all threads use: making one costs more than loading with it."""
+    return schema()
+
+
 def load(schema: type[Message], data: object) -> Any:
     """Checks a decoded JSON value against a message; Invalid names each bad field."""
     if not isinstance(data, Mapping):
         raise Invalid("the request body must be a JSON object")
     try:
-        return schema().load(data)
+        return instance(schema).load(data)
     except ma.ValidationError as error:
         messages = error.messages if isinstance(error.messages, dict) else {}
         reasons = dict(_flatten(messages))
@@ -233,7 +240,7 @@ def read_query(schema: type[Message], pairs: Iterable[tuple[str, str]]) -> dict[
 
     Lists come as `name[0]=a&name[1]=b`, `name[]=a` or a repeated name.
     """
-    fields = schema().fields
+    fields = instance(schema).fields
     data: dict[str, Any] = {}
     for key, text in pairs:
         name = re.sub(r"\[\d*\]$", "", key)
@@ -267,7 +274,7 @@ class Method:
         answer = self.handler(load(self.request, data))
         if self.response is Empty:
             return None
-        dumped: dict[str, Any] = self.response().dump(answer)
+        dumped: dict[str, Any] = instance(self.response).dump(answer)
         return dumped
 
 

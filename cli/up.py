@@ -36,7 +36,7 @@ BOOT_S = 300.0
 console = Console(highlight=False, soft_wrap=True)
 
 _CONFIG = """\
-# Written by `casemate up` the first time; yours to edit (docs/operations.md has every key).
+# Written by `casemate up` the first time; yours to edit (docs/configuration.md has every key).
 address = "{address}"
 data_dir = "{data_dir}"
 

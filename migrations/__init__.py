@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 from alembic import command
@@ -27,6 +29,9 @@ def upgrade(database: Path) -> None:
     with locked(database.with_suffix(".migrate.lock")):
         _refuse_newer(database, config)
         command.upgrade(config, "head")
+        # The file remembers it.  Connections that change to it at the same time refuse each other.
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
         database.chmod(0o600)
 
 

@@ -87,6 +87,9 @@ class Background:
         self.stopping = True
 
     def _recover(self) -> None:
+        for lock in self.vms.config.run_path.glob(".*.lock"):
+            if self.vms.info(lock.name[1 : -len(".lock")]) is None:
+                lock.unlink(missing_ok=True)  # of a removal that was cut off at its very end
         with self.vms.database.reading() as session:
             should_run = session.scalars(select_rows(Vm.id).where(Vm.wished == Wished.RUNNING))
             for vm_id in should_run:

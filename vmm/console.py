@@ -76,7 +76,7 @@ def sign_in() -> BaseResponse:
         page = _page("sign_in.html", refusal=refusal.message)
         page.status_code = 401
         return page
-    return redirect(url_for("console.index"))
+    return redirect("/")
 
 
 def _page(template: str, **values: Any) -> Response:

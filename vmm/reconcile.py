@@ -52,7 +52,7 @@ class Reconciler:
         """
         with self.locked(vm_id) as workdir:
             self._settle(vm_id, workdir)
-            if start and self._ask_start(vm_id, workdir):
+            if start and self._ask_start(vm_id):
                 self._settle(vm_id, workdir)
 
     def _settle(self, vm_id: str, workdir: WorkDir) -> None:
@@ -74,17 +74,14 @@ class Reconciler:
         """Holds the lock of one existing VM; NotFound when there is none, or none any more."""
         self._row(vm_id)
         workdir = self.workdir(vm_id)
-        workdir.make()
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(files.locked(workdir.lock, timeout_s=LOCK_PATIENCE_S))
-            except FileNotFoundError:
-                raise NotFound(f"VM {vm_id} not found") from None  # removed while we waited
+        self.config.run_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with files.locked(workdir.lock, timeout_s=LOCK_PATIENCE_S):
             try:
                 self._row(vm_id)
-            except NotFound:
-                workdir.remove()
+            except NotFound:  # removed while we waited
+                workdir.lock.unlink(missing_ok=True)
                 raise
+            workdir.make()
             yield workdir
 
     def workdir(self, vm_id: str) -> WorkDir:
@@ -109,11 +106,11 @@ class Reconciler:
             case Action.REMOVE:
                 self._remove(vm, workdir)
 
-    def _ask_start(self, vm_id: str, workdir: WorkDir) -> bool:
-        if not workdir.path.exists():
-            return False  # removed just now
+    def _ask_start(self, vm_id: str) -> bool:
         with self.database.writing() as session:
-            vm = records.get(session, vm_id)
+            vm = session.get(Vm, vm_id)
+            if vm is None:
+                return False  # removed just now
             if vm.wished != Wished.RUNNING or vm.observed != Observed.ABSENT:
                 return False
             records.check_capacity(session, vm, self.config)
@@ -265,6 +262,7 @@ class Reconciler:
         workdir.remove()
         with self.database.writing() as session:
             session.delete(records.get(session, vm.id))
+        workdir.lock.unlink(missing_ok=True)
 
     def _event(self, session: Session, vm_id: str, event: str, body: str) -> None:
         records.add_event(session, vm_id, event, body, self.config.event_buffer_size)

@@ -64,10 +64,7 @@ class Vms:
             if not wanted.stopped:
                 records.check_capacity(session, vm, self.config)
         try:
-            if not wanted.stopped:
-                self.reconciler.one(vm.id, start=True)
-            else:
-                self.reconciler.workdir(vm.id).make()
+            self.reconciler.one(vm.id, start=not wanted.stopped)
         except BaseException:
             self._forget(vm.id)
             raise
@@ -269,9 +266,8 @@ class Vms:
 
     def _forget(self, vm_id: str) -> None:
         """Takes back a VM whose creation failed; what cannot be done now is left to the sweep."""
-        with self.database.writing() as session:
-            records.get(session, vm_id).wished = Wished.REMOVED
         try:
+            self._wish(vm_id, Wished.REMOVED)
             self.reconciler.one(vm_id)
         except (Unavailable, NotFound):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from core.files import sync_directory, write_atomic
+
+_REMOVE_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class WorkDir:
 
     @property
     def lock(self) -> Path:
-        """Held while a verb or the sweep works on this VM."""
-        return self.path / "op.lock"
+        """Held while a verb or the sweep works on this VM; beside the folder, which may come and go."""
+        return self.path.with_name(f".{self.path.name}.lock")
 
     def make(self) -> None:
         """Makes the folder; an existing one is kept."""
@@ -78,16 +81,16 @@ class WorkDir:
         return self.path / f"{channel}.log"
 
     def remove(self) -> None:
-        """Deletes the folder, the lock last, so that a second remover finds it held or gone."""
-        if not self.path.exists():
-            return
-        for entry in self.path.iterdir():
-            if entry == self.lock:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+        """Deletes the folder, with what a late log or a guest's last word puts into it meanwhile."""
+        for patience in reversed(range(_REMOVE_TRIES)):
+            try:
+                shutil.rmtree(self.path)
+            except FileNotFoundError:
+                if not self.path.exists():
+                    return
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or not patience:
+                    raise
             else:
-                entry.unlink(missing_ok=True)
-        self.lock.unlink(missing_ok=True)
-        self.path.rmdir()
-        sync_directory(self.path.parent)
+                sync_directory(self.path.parent)
+                return

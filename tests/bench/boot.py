@@ -81,11 +81,15 @@ def _boot(bench: Bench, service: RunningService, image: str) -> tuple[Moment, Mo
 
     def agent_answers() -> bool:
         # Waits inside the service, up to 5 s a call: the question lies in the port when the agent opens it.
-        return service.request("POST", "/guest/Info", json={"id": vm_id}).status_code == 200
+        answer = service.request("POST", "/guest/Info", json={"id": vm_id})
+        if answer.status_code == 400:
+            raise AssertionError(f"{answer.text}\n{service.serial(vm_id)}")
+        return answer.status_code == 200
 
     def app_answers() -> bool:
+        # Short: a first packet that comes while the container's network is built is lost for many seconds.
         try:
-            return requests.get(f"http://127.0.0.1:{port}/", timeout=20).status_code == 200
+            return requests.get(f"http://127.0.0.1:{port}/", timeout=3).status_code == 200
         except (requests.ConnectionError, requests.Timeout):
             return False
 
@@ -98,6 +102,9 @@ def _boot(bench: Bench, service: RunningService, image: str) -> tuple[Moment, Mo
         for event in service.info(vm_id)["events"]:
             at_s = (event["timestamp"] - began_ms) / 1000
             bench.say(f"{at_s:6.1f} s  {event['event']}: {event['body'][:60]}")
+        for line in service.serial(vm_id).splitlines():
+            if line.startswith("casemate: "):
+                bench.say(f"guest's clock: {line.removeprefix('casemate: ')}")
         service.call("prpc/RemoveVm", id=vm_id)
     until(
         lambda: not service.call("prpc/GetInfo", id=vm_id)["found"],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from core import config, proc
+from core.errors import NotFound, Upstream
 from image import build, manifest, packages, registry, tree
 from image.build import Variant
 from image.registry import Image
@@ -149,6 +153,43 @@ def test_another_build_under_other_circumstances_gives_the_same_image(
     assert {name: manifest.file_digest(again / name) for name in names} == {
         name: manifest.file_digest(image.directory / name) for name in names
     }
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the URL under which it is served."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def kmod(url: str) -> packages.Package:
+    """A package of seven bytes that nobody has."""
+    return packages.Package("root", "kmod", "34.2-2", 7, "ab" * 32, f"{url}/kmod_34.2-2_amd64.deb")
+
+
+def test_a_version_that_left_its_mirror_is_named_with_the_remedy(
+    mirror: tuple[Path, str], tmp_path: Path
+) -> None:
+    with pytest.raises(NotFound, match=r"kmod 34.2-2 .* `casemate image lock`"):
+        packages.fetch([kmod(mirror[1])], tmp_path / "debs", silent)
+
+
+def test_a_package_with_other_bytes_than_the_lock_file_says_is_refused(
+    mirror: tuple[Path, str], tmp_path: Path
+) -> None:
+    (mirror[0] / "kmod_34.2-2_amd64.deb").write_bytes(b"another")
+
+    with pytest.raises(Upstream, match="kmod 34.2-2 could not be downloaded"):
+        packages.fetch([kmod(mirror[1])], tmp_path / "debs", silent)
+
+    assert not list((tmp_path / "debs").glob("*.deb"))
 
 
 def test_the_image_is_whole_and_marked_as_production(image: Image) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 import migrations
 from core.errors import Conflict
 from models.base import Base, Database
+from tests.common import rows
 
 
 def tables(path: Path) -> set[str]:
@@ -41,6 +42,20 @@ def test_a_database_is_made_with_the_tables_of_the_models(data_dir: Path) -> Non
     database.engine.dispose()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_migrated_database_needs_no_change_of_mode_by_its_users(data_dir: Path) -> None:
+    path = data_dir / "casemate.db"
+    migrations.upgrade(path)
+
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM vms")
+    database = Database(path)
+    with database.writing() as session:
+        session.add(rows.vm())
+    database.engine.dispose()
+    reader.close()
 
 
 def test_a_second_upgrade_changes_nothing(data_dir: Path) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +50,6 @@ def test_removal_takes_everything_and_nothing_else(workdir: WorkDir, tmp_path: P
     outside.mkdir()
     (outside / "kept").write_text("x")
     workdir.share("a", "x")
-    workdir.lock.touch()
     (workdir.path / "link").symlink_to(outside)
     (workdir.shared / "link").symlink_to(outside)
     (workdir.path / "deep/er").mkdir(parents=True)
@@ -58,44 +61,60 @@ def test_removal_takes_everything_and_nothing_else(workdir: WorkDir, tmp_path: P
     workdir.remove()  # once more is no harm
 
 
-def test_the_lock_goes_last(workdir: WorkDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    workdir.lock.touch()
-    workdir.share("a", "x")
-    (workdir.path / "hda.img").touch()
-    removed: list[str] = []
-    real = Path.unlink
-    monkeypatch.setattr(
-        Path, "unlink", lambda self, **kw: (removed.append(self.name), real(self, **kw))
-    )
-
-    workdir.remove()
-
-    assert removed[-1] == "op.lock"
-
-
 def test_a_removal_cut_off_is_finished_by_the_next(
     workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b", "c"):
-        (workdir.path / name).touch()
-    workdir.lock.touch()
-    real, left = Path.unlink, [2]
+        workdir.share(name, "x")
+    real, left = os.unlink, [2]
 
-    def cut(self: Path, **kw: bool) -> None:
+    def cut(*args: Any, **kwargs: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise OSError("cut")
-        real(self, **kw)
+        real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", cut)
+        patch.setattr(os, "unlink", cut)
         with pytest.raises(OSError, match="cut"):
             workdir.remove()
-    assert workdir.lock.exists()
 
     workdir.remove()
 
     assert not workdir.path.exists()
+
+
+def test_what_is_written_while_the_folder_goes_goes_too(workdir: WorkDir) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                workdir.share(".instance_info", "x")
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for _ in range(20):
+            workdir.make()
+            workdir.remove()
+    finally:
+        stop.set()
+        writing.join()
+
+    assert not workdir.path.exists()
+
+
+def test_a_folder_that_cannot_be_deleted_is_told(
+    workdir: WorkDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "rmdir", denied)
+
+    with pytest.raises(PermissionError):
+        workdir.remove()
 
 
 def test_sockets_have_the_names_that_the_configuration_made_room_for(workdir: WorkDir) -> None:

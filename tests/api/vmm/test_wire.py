@@ -1,0 +1,173 @@
+"""How a call is written and answered: JSON by any road, the query of a GET, protobuf, error bodies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from core import protobuf
+from tests.common import rows
+from vmm.schemas import Id, VersionResponse, VmConfiguration
+from vmm.version import VERSION
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, FORM, "text/plain", "application/json", "application/json; charset=utf-8"],
+)
+@pytest.mark.parametrize("query", ["", "?json", "?json=1", "?json=true"])
+def test_json_is_answered_by_json_whatever_its_type(
+    client: FlaskClient, content_type: str | None, query: str
+) -> None:
+    # The seed's own example is `curl .../prpc/Status -d '{}'`: curl calls that a form.
+    answer = client.post(f"/prpc/Status{query}", data=b"{}", content_type=content_type)
+
+    assert answer.status_code == 200
+    assert answer.content_type == "application/json"
+    assert answer.json == {"vms": [], "port_mapping_enabled": True, "total": 0}
+    assert answer.headers["X-App-Version"] == VERSION
+
+
+@pytest.mark.parametrize("body", [b"", b"  \n", b"{}", b'{"unknown": 3, "ids": null}'])
+def test_an_empty_body_is_the_empty_message(client: FlaskClient, body: bytes) -> None:
+    assert client.post("/prpc/Status", data=body).status_code == 200
+
+
+@pytest.mark.parametrize("prefix", ["", "Teepod.", "Vmm."])
+def test_the_name_of_the_service_may_stand_before_a_method(
+    client: FlaskClient, prefix: str
+) -> None:
+    answer = client.post(f"/prpc/{prefix}Version")
+
+    assert answer.json is not None
+    assert answer.json["version"] == VERSION
+    assert answer.json["rev"].startswith("git:")
+    guest = client.post("/guest/ProxiedGuestApi.Info", json={"id": "x"})
+    assert guest.json == dict.fromkeys(("message", "error"), "VM x not found")
+
+
+def test_a_get_takes_its_fields_from_the_query(client: FlaskClient) -> None:
+    ids = [create(client, name=name, stopped=True) for name in ("a", "b", "c")]
+
+    listed = client.get("/prpc/Status?brief=true&page=1&page_size=2")
+    assert [vm["id"] for vm in body(listed)["vms"]] == ids[2:]
+    listed = client.get(f"/prpc/Status?ids[0]={ids[0]}&ids[1]={ids[2]}&json")
+    assert [vm["id"] for vm in body(listed)["vms"]] == [ids[0], ids[2]]
+    assert body(client.get(f"/prpc/GetInfo?id={ids[1]}"))["info"]["name"] == "b"
+    assert client.get("/prpc/Status?page=-1").status_code == 400
+
+
+def test_the_public_clients_requests_are_taken(client: FlaskClient) -> None:
+    # vmm-cli.py posts ?json with nulls and fields that we do not know.
+    wanted = rows.request(
+        app_id=None, stopped=True, swap_size=0, gpus=None, user_config="", hugepages=False
+    )
+
+    answer = client.post("/prpc/CreateVm?json", json=wanted)
+
+    assert answer.status_code == 200, answer.text
+    assert set(body(answer)) == {"id"}
+    info = body(client.post("/prpc/GetInfo?json", json=body(answer)))
+    assert info["info"]["configuration"]["compose_file"] == wanted["compose_file"]
+
+
+def test_an_empty_answer_has_no_body(client: FlaskClient) -> None:
+    vm_id = create(client, stopped=True)
+
+    answer = client.post("/prpc/StopVm", json={"id": vm_id})
+
+    assert (answer.status_code, answer.data) == (200, b"")
+
+
+def test_every_field_is_printed(client: FlaskClient) -> None:
+    create(client, stopped=True)
+
+    (vm,) = body(client.post("/prpc/Status", json={"brief": True}))["vms"]
+
+    assert vm["configuration"] is None
+    assert vm["instance_id"] is None
+    assert vm["app_url"] is None
+    assert (vm["boot_error"], vm["events"]) == ("", [])
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "application/x-protobuf", "application/protobuf"]
+)
+def test_protobuf_is_answered_by_protobuf(client: FlaskClient, kind: str) -> None:
+    wanted = protobuf.encode(VmConfiguration, rows.request(stopped=True))
+
+    answer = client.post("/prpc/CreateVm", data=wanted, content_type=kind)
+
+    assert (answer.status_code, answer.content_type) == (200, "application/octet-stream")
+    vm_id = protobuf.decode(Id, answer.data)["id"]
+    assert body(client.post("/prpc/GetInfo", json={"id": vm_id}))["found"] is True
+    refusal = client.post("/prpc/StartVm", data=b"\n\x01x", content_type=kind)
+    assert refusal.status_code == 404
+    assert protobuf.decode(VersionResponse, refusal.data) == {"version": "VM x not found"}
+
+
+def test_protobuf_gives_way_to_the_json_in_the_query(client: FlaskClient) -> None:
+    answer = client.post("/prpc/Status?json", data=b"{}", content_type="application/octet-stream")
+
+    assert answer.content_type == "application/json"
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff" * 20, b"\x0a\xff", b"[1]", b"3", b'{"a": NaN}'])
+@pytest.mark.parametrize("kind", ["application/json", "application/octet-stream"])
+def test_a_body_that_cannot_be_read_is_refused(client: FlaskClient, data: bytes, kind: str) -> None:
+    answer = client.post("/prpc/CreateVm", data=data, content_type=kind)
+
+    assert answer.status_code == 400
+
+
+def test_both_error_keys_have_the_same_text(client: FlaskClient) -> None:
+    answer = client.post("/prpc/CreateVm", json=rows.request(name=""))
+
+    assert answer.status_code == 400
+    assert answer.json == dict.fromkeys(("message", "error"), "name: must not be empty")
+
+
+@pytest.mark.parametrize(
+    "data", [b" " * (10 * 1024**2 + 1), json.dumps({"user_config": "x" * 11 * 1024**2}).encode()]
+)
+@pytest.mark.parametrize("kind", ["application/json", FORM, "application/octet-stream"])
+def test_a_body_beyond_ten_mebibytes_is_refused(
+    client: FlaskClient, data: bytes, kind: str
+) -> None:
+    answer = client.post("/prpc/CreateVm", data=data, content_type=kind)
+
+    assert answer.status_code == 413
+
+
+def test_a_body_just_below_the_limit_is_read(client: FlaskClient) -> None:
+    padding = b" " * (10 * 1024**2 - 2)
+
+    assert client.post("/prpc/Status", data=padding + b"{}").status_code == 200
+
+
+@pytest.mark.parametrize("surface", ["/prpc", "/guest"])
+@pytest.mark.parametrize("method", ["Nope", "status", "Status/", "Status/x", "%00", "..%2fStatus"])
+def test_an_unknown_method_is_not_found(client: FlaskClient, surface: str, method: str) -> None:
+    answer = client.post(f"{surface}/{method}", json={})
+
+    assert answer.status_code == 404
+    assert set(body(answer)) == {"message", "error"}
+
+
+def create(client: FlaskClient, **fields: Any) -> str:
+    answer = client.post("/prpc/CreateVm", json=rows.request(**fields))
+    assert answer.status_code == 200, answer.text
+    vm_id: str = body(answer)["id"]
+    return vm_id
+
+
+def body(answer: Any) -> dict[str, Any]:
+    assert answer.json is not None, answer.text
+    found: dict[str, Any] = answer.json
+    return found

@@ -9,8 +9,9 @@ import logging
 import threading
 from pathlib import Path
 
+from core.messages import GuestInfo, ListContainersResponse, NetworkInformation, SystemInfo
 from core.prpc import Empty, Service
-from guest import channel, schemas
+from guest import channel
 from guest.service import Agent
 
 logger = logging.getLogger(__name__)
@@ -19,10 +20,10 @@ logger = logging.getLogger(__name__)
 def guest_service(agent: Agent) -> Service:
     """Info, SysInfo, NetworkInfo, ListContainers and Shutdown."""
     service = Service("GuestApi", "ProxiedGuestApi")
-    service.method("Info", Empty, schemas.GuestInfo)(lambda _: agent.guest_info())
-    service.method("SysInfo", Empty, schemas.SystemInfo)(lambda _: agent.sys_info())
-    service.method("NetworkInfo", Empty, schemas.NetworkInformation)(lambda _: agent.network_info())
-    service.method("ListContainers", Empty, schemas.ListContainersResponse)(
+    service.method("Info", Empty, GuestInfo)(lambda _: agent.guest_info())
+    service.method("SysInfo", Empty, SystemInfo)(lambda _: agent.sys_info())
+    service.method("NetworkInfo", Empty, NetworkInformation)(lambda _: agent.network_info())
+    service.method("ListContainers", Empty, ListContainersResponse)(
         lambda _: agent.list_containers()
     )
     service.method("Shutdown", Empty, Empty)(lambda _: agent.shutdown())

@@ -5,7 +5,7 @@ Names from seed 000 and dstack's agent_rpc.proto and guest_api.proto (312dc605);
 
 from __future__ import annotations
 
-from core.prpc import Flag, HexBytes, Int64, Message, Repeated, Text, UInt32, UInt64
+from core.prpc import Flag, HexBytes, Message, Repeated, Text, UInt64
 
 MAX_ALT_NAMES = 256
 
@@ -141,78 +141,3 @@ class TdxQuoteResponse(Message):
     event_log = Text(2)
     hash_algorithm = Text(3)
     prefix = Text(4)
-
-
-class GuestInfo(Message):
-    version = Text(1)
-    app_id = HexBytes(2)
-    instance_id = HexBytes(3)
-    app_cert = Text(4)
-    tcb_info = Text(5)
-    device_id = HexBytes(6)
-
-
-class DiskInfo(Message):
-    name = Text(1)
-    mount_point = Text(2)
-    total_size = UInt64(3)
-    free_size = UInt64(5)
-
-
-class SystemInfo(Message):
-    os_name = Text(1)
-    os_version = Text(2)
-    kernel_version = Text(3)
-    cpu_model = Text(4)
-    num_cpus = UInt32(5)
-    total_memory = UInt64(6)
-    available_memory = UInt64(7)
-    used_memory = UInt64(8)
-    free_memory = UInt64(9)
-    total_swap = UInt64(10)
-    used_swap = UInt64(11)
-    free_swap = UInt64(12)
-    uptime = UInt64(13)
-    loadavg_one = UInt32(14)
-    loadavg_five = UInt32(15)
-    loadavg_fifteen = UInt32(16)
-    disks = Repeated(17, DiskInfo)
-
-
-class IpAddress(Message):
-    address = Text(1)
-    prefix = UInt32(2)
-
-
-class GatewayInfo(Message):
-    address = Text(1)
-
-
-class InterfaceInfo(Message):
-    name = Text(1)
-    addresses = Repeated(2, IpAddress)
-    rx_bytes = UInt64(3)
-    tx_bytes = UInt64(4)
-    rx_errors = UInt64(5)
-    tx_errors = UInt64(6)
-
-
-class NetworkInformation(Message):
-    dns_servers = Repeated(1, Text(0))
-    gateways = Repeated(2, GatewayInfo)
-    interfaces = Repeated(3, InterfaceInfo)
-    wg_info = Text(4)
-
-
-class ContainerInfo(Message):
-    id = Text(1)
-    names = Repeated(2, Text(0))
-    image = Text(3)
-    image_id = Text(4)
-    created = Int64(6)
-    state = Text(7)
-    status = Text(8)
-
-
-class ListContainersResponse(Message):
-    containers = Repeated(1, ContainerInfo)

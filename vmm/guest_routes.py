@@ -6,10 +6,11 @@ from typing import Any
 
 from flask import Blueprint, Response
 
+from core.messages import GuestInfo, ListContainersResponse, NetworkInformation, SystemInfo
 from core.prpc import Empty, Service
 from vmm.routes import vms
 from vmm.rpc import respond
-from vmm.schemas import GuestInfo, Id, ListContainersResponse, NetworkInformation, SystemInfo
+from vmm.schemas import Id
 
 blueprint = Blueprint("guest", __name__, url_prefix="/guest")
 service = Service("ProxiedGuestApi")

@@ -11,12 +11,12 @@ import re
 
 from core.config import Config
 from core.errors import Invalid, NotFound, Unsupported
+from core.messages import HostInfo, Note, Notification
 from core.prpc import Empty, Service
 from models.base import Database
 from models.vm import Vm
 from vmm import records
 from vmm.lifecycle import Wished
-from vmm.schemas import HostInfo, Note, Notification
 from vmm.version import VERSION
 from vmm.workdir import WorkDir
 

@@ -26,6 +26,7 @@ from core.errors import (
     Upstream,
     UpstreamTimeout,
 )
+from core.messages import GuestInfo
 from image.registry import Image
 from models.base import Database
 from models.port import PortLease
@@ -35,7 +36,7 @@ from tests.common.waiting import free_port, until
 from vmm import channel, process, qmp
 from vmm.host import Host
 from vmm.lifecycle import Observed, Wished
-from vmm.schemas import Configuration, GuestInfo, StatusQuery, VmConfiguration
+from vmm.schemas import Configuration, StatusQuery, VmConfiguration
 from vmm.service import Vms
 
 

@@ -1,0 +1,127 @@
+"""The messages that host and guest exchange on their channel, which both ends read from here.
+
+Names and numbers: vmm.md section 3, guest-agent.md section 9.  Either end takes the other for hostile: what comes
+is loaded through these before it is believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.prpc import HexBytes, Int64, Message, Repeated, Text, UInt32, UInt64
+
+
+class GuestInfo(Message):
+    """The agent's public view of itself; ids in hex."""
+
+    version = Text(1)
+    app_id = HexBytes(2)
+    instance_id = HexBytes(3)
+    app_cert = Text(4)
+    tcb_info = Text(5)
+    device_id = HexBytes(6)
+
+
+class DiskInfo(Message):
+    """A mounted disk of a guest; bytes."""
+
+    name = Text(1)
+    mount_point = Text(2)
+    total_size = UInt64(3)
+    free_size = UInt64(5)
+
+
+class SystemInfo(Message):
+    """A guest's system; sizes in bytes, uptime in seconds, load times 100."""
+
+    os_name = Text(1)
+    os_version = Text(2)
+    kernel_version = Text(3)
+    cpu_model = Text(4)
+    num_cpus = UInt32(5)
+    total_memory = UInt64(6)
+    available_memory = UInt64(7)
+    used_memory = UInt64(8)
+    free_memory = UInt64(9)
+    total_swap = UInt64(10)
+    used_swap = UInt64(11)
+    free_swap = UInt64(12)
+    uptime = UInt64(13)
+    loadavg_one = UInt32(14)
+    loadavg_five = UInt32(15)
+    loadavg_fifteen = UInt32(16)
+    disks = Repeated(17, DiskInfo)
+
+
+class IpAddress(Message):
+    """An address of a network interface."""
+
+    address = Text(1)
+    prefix = UInt32(2)
+
+
+class Gateway(Message):
+    """A default route."""
+
+    address = Text(1)
+
+
+class Interface(Message):
+    """A network interface of a guest."""
+
+    name = Text(1)
+    addresses = Repeated(2, IpAddress)
+    rx_bytes = UInt64(3)
+    tx_bytes = UInt64(4)
+    rx_errors = UInt64(5)
+    tx_errors = UInt64(6)
+
+
+class NetworkInformation(Message):
+    """A guest's network."""
+
+    dns_servers = Repeated(1, Text(0))
+    gateways = Repeated(2, Gateway)
+    interfaces = Repeated(3, Interface)
+    wg_info = Text(4)
+
+
+class Container(Message):
+    """A container of a guest; `created` in seconds since 1970."""
+
+    id = Text(1)
+    names = Repeated(2, Text(0))
+    image = Text(3)
+    image_id = Text(4)
+    created = Int64(6)
+    state = Text(7)
+    status = Text(8)
+
+
+class ListContainersResponse(Message):
+    """The containers of a guest."""
+
+    containers = Repeated(1, Container)
+
+
+class HostInfo(Message):
+    """What a guest may know of its host."""
+
+    name = Text(1)
+    version = Text(2)
+
+
+@dataclass(frozen=True)
+class Note:
+    """An event that a guest reports."""
+
+    event: str = ""
+    payload: str = ""
+
+
+class Notification(Message):
+    """The request of Notify."""
+
+    makes = Note
+    event = Text(1)
+    payload = Text(2)

@@ -73,6 +73,8 @@ def _authenticate() -> None:
 
 def _sign(response: Response) -> Response:
     response.headers["X-App-Version"] = VERSION
+    # What a guest wrote is never taken for a page, whatever it looks like.
+    response.headers["X-Content-Type-Options"] = "nosniff"
     return response
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ def serve(config_file: Path | None, parent: int | None) -> None:
     os.umask(0o077)
     log.setup()
     config = configuration.load(config_file)
+    if is_open(config.address) and not config.auth.enabled:
+        logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
     prepare_data_dir(config.data_dir)
     lock = hold(config.data_dir)
     migrations.upgrade(config.database)
@@ -60,6 +63,16 @@ def serve(config_file: Path | None, parent: int | None) -> None:
         if announced is not None and os.getpid() == master:
             announced.unlink(missing_ok=True)
         os.close(lock)
+
+
+def is_open(address: str) -> bool:
+    """Whether a configured address may be reached from other machines."""
+    kind, _, rest = address.partition(":")
+    host = rest.rpartition(":")[0].strip("[]")
+    try:
+        return kind == "tcp" and not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def prepare_data_dir(path: Path) -> None:

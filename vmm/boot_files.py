@@ -27,7 +27,7 @@ def write(workdir: WorkDir, vm: Vm, image: Image, config: Config, host: Host) ->
         workdir.share_json(".instance_info", {"app_id": vm.app_id})
     workdir.share_json(".sys-config.json", _sys_config(vm, image, config, host))
     if vm.simulated_tee:
-        seed = simulation.prepare(config.tee_dir)
+        seed = simulation.seed(config.tee_dir)
         workdir.share_json(
             ".tee-simulator.json", {"platform": vm.simulated_tee, "seed": seed.hex()}
         )

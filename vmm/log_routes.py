@@ -27,7 +27,7 @@ def logs() -> Response:
         archived=_number("archived", 0),
     )
     response = Response(
-        pieces, mimetype="text/plain; charset=utf-8", headers={"X-Accel-Buffering": "no"}
+        pieces, mimetype="text/plain", headers={"X-Accel-Buffering": "no"}
     )
     if follow:
         # A stream holds a thread for as long as it likes: other calls keep the rest of them.

@@ -1,4 +1,4 @@
-"""The documents point at things that exist, and the README's commands are real."""
+"""What the documents point at is there, and what they tell people to type exists."""
 
 from __future__ import annotations
 
@@ -7,24 +7,71 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+from cli.main import COMMANDS
+from vmm.guest_routes import service as guest_service
+from vmm.routes import service as vmm_service
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+def test_there_are_documents() -> None:
+    names = {path.name for path in DOCUMENTS}
 
-    assert [link for link in links if not (page.parent / link).exists()] == []
-
-
-def test_the_readme_names_targets_that_the_makefile_has() -> None:
-    named = set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-
-    assert named
-    assert named <= targets
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "architecture.md"} <= names
+    assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
 
 
-def test_nothing_in_the_readme_is_left_to_fill_in() -> None:
-    assert "@@" not in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in LINK.findall(document.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), f"{document.name}: {target}"
+        assert path.is_relative_to(ROOT), f"{document.name}: {target}"
+        if anchor:
+            assert anchor in anchors(path), f"{document.name}: {target}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_fill_in(document: Path) -> None:
+    text = document.read_text()
+
+    assert not re.findall(r"@@\w+@@|\bTODO\b|\bFIXME\b|\bTBD\b", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_call_that_is_shown_exists(document: Path) -> None:
+    for service, surface in ((vmm_service, "prpc"), (guest_service, "guest")):
+        for method in re.findall(rf"/{surface}/(\w+)", document.read_text()):
+            assert method in service.methods, f"{document.name}: /{surface}/{method}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_that_is_shown_exists(document: Path) -> None:
+    text = document.read_text()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    for name in re.findall(r"(?:\.venv/bin/|`|^\$ )casemate ([a-z][a-z-]*)", text, re.MULTILINE):
+        assert name in COMMANDS, f"{document.name}: casemate {name}"
+    for name in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+        assert name in targets, f"{document.name}: make {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_of_the_project_that_is_named_exists(document: Path) -> None:
+    named = re.findall(
+        r"`((?:core|models|accounts|vmm|guest|attest|attest_sim|image|cli|migrations|tests|docs)/[\w./-]+)`",
+        document.read_text(),
+    )
+    for name in named:
+        assert (ROOT / name).exists(), f"{document.name}: {name}"

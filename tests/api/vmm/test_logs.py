@@ -173,6 +173,6 @@ def test_a_refused_follower_takes_no_place(app: Flask, client: FlaskClient, vm_i
 
     for query in ("id=nobody", f"id={vm_id}&ch=x", f"id={vm_id}&lines=x"):
         assert client.get(f"/logs?{query}&follow=1").status_code in (400, 404)
-    client.head(f"/logs?id={vm_id}&follow=1")
+    client.head(f"/logs?id={vm_id}&follow=1").close()
 
     assert app.extensions["stream_places"]._value == before

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli import serve
+from core.errors import Conflict
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [("unix:./a", False), ("tcp:127.0.0.1:1", False), ("tcp:[::1]:1", False),
+     ("tcp:localhost:1", False), ("tcp:0.0.0.0:1", True), ("tcp:[::]:1", True), ("tcp:192.0.2.1:1", True)],
+)  # fmt: skip
+def test_an_open_address_without_authentication_is_warned_of(address: str, warned: bool) -> None:
+    assert serve.is_open(address) == warned
+
+
+def test_a_data_directory_is_held_by_one_process(data_dir: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from cli.serve import hold\n"
+        "fd = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, data_dir], stdout=subprocess.PIPE, cwd=ROOT
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+
+        with pytest.raises(
+            Conflict, match=rf"in use by another casemate serve \(pid {holder.pid}\)"
+        ):
+            serve.hold(data_dir)
+
+        holder.kill()
+    os.close(serve.hold(data_dir))
+
+
+def test_an_open_data_directory_is_tightened(data_dir: Path) -> None:
+    data_dir.chmod(0o755)
+
+    serve.prepare_data_dir(data_dir)
+    serve.prepare_data_dir(data_dir / "deep/er")
+
+    for path in (data_dir, data_dir / "deep/er"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_an_address_is_bound_as_written(data_dir: Path) -> None:
+    assert serve.bind_of("tcp:127.0.0.1:80") == "127.0.0.1:80"
+    assert serve.bind_of("tcp:[::1]:80") == "[::1]:80"
+    assert serve.bind_of(f"unix:{data_dir}/a") == f"unix:{data_dir}/a"
+    assert serve.bind_of("unix:./a") == f"unix:{Path.cwd()}/a"
+
+
+def test_a_stale_socket_is_taken_over_and_a_live_one_is_not(data_dir: Path) -> None:
+    path = data_dir / "http.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(Conflict, match=f"another program listens on {path}"):
+            serve.bind_of(f"unix:{path}")
+
+    assert path.exists()
+    assert serve.bind_of(f"unix:{path}") == f"unix:{path}"

@@ -1,0 +1,38 @@
+"""The simulated TEE's files on a host."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from vmm import simulation
+
+
+def test_the_first_vm_makes_seed_root_and_collateral(tmp_path: Path) -> None:
+    folder = tmp_path / "tee"
+
+    seed = simulation.seed(folder)
+
+    assert len(seed) == 32
+    assert (folder / "seed").read_bytes() == seed
+    assert "BEGIN CERTIFICATE" in (folder / "tee-root-ca.pem").read_text()
+    assert (folder / "seed").stat().st_mode & 0o077 == 0
+
+
+def test_a_start_leaves_fresh_collateral_as_it_is(tmp_path: Path) -> None:
+    first = simulation.seed(tmp_path)
+    before = (tmp_path / "tee-collateral.json").stat().st_ino
+
+    assert simulation.seed(tmp_path) == first
+    assert (tmp_path / "tee-collateral.json").stat().st_ino == before
+
+
+def test_a_start_renews_collateral_that_is_older_than_a_day(tmp_path: Path) -> None:
+    first = simulation.seed(tmp_path)
+    collateral = tmp_path / "tee-collateral.json"
+    yesterday = time.time() - simulation.FRESH_S - 1
+    os.utime(collateral, (yesterday, yesterday))
+
+    assert simulation.seed(tmp_path) == first
+    assert time.time() - collateral.stat().st_mtime < 60

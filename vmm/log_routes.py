@@ -26,9 +26,7 @@ def logs() -> Response:
         keep_ansi=_flag("ansi"),
         archived=_number("archived", 0),
     )
-    response = Response(
-        pieces, mimetype="text/plain", headers={"X-Accel-Buffering": "no"}
-    )
+    response = Response(pieces, mimetype="text/plain", headers={"X-Accel-Buffering": "no"})
     if follow:
         # A stream holds a thread for as long as it likes: other calls keep the rest of them.
         places: BoundedSemaphore = current_app.extensions["stream_places"]

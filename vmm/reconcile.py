@@ -126,6 +126,8 @@ class Reconciler:
             found = process.find(workdir.path)
             if found is not None:
                 process.end(workdir.path, found, grace_s=0)
+            # A QEMU that ended by itself leaves its runner a moment to write that down.
+            process.wait_unlocked(workdir.path, 2)
             reason = error.message if isinstance(error, CasemateError) else type(error).__name__
             with self.database.writing() as session:
                 vm = records.get(session, vm_id)

@@ -202,12 +202,15 @@ def _working(vm: Deployed) -> Any:
 
 
 def test_kill_9_of_qemu_is_seen_within_a_second_with_its_reason(vm: Deployed) -> None:
+    killed_ms = time.time_ns() // 1_000_000
     os.kill(vm.pid, signal.SIGKILL)
 
-    vm.service.wait_for(vm.vm_id, within_s=1.0, status="exited")
+    # The service's own clock counts: asking it over HTTP takes time too.
+    info = vm.service.wait_for(vm.vm_id, within_s=5, status="exited")
 
-    event = vm.service.info(vm.vm_id)["events"][-1]
+    event = info["events"][-1]
     assert event["event"] == "vmm.exit"
+    assert event["timestamp"] - killed_ms < 1000
     assert "SIGKILL" in event["body"]
     assert "not running" in _refusal(vm, "guest/Info")
 

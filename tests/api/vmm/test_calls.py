@@ -21,7 +21,7 @@ from tests.common.waiting import free_port, until
 from vmm import process
 from vmm.service import Vms
 
-UNKNOWN = str(uuid.uuid4())
+UNKNOWN = "500f0879-bbd6-4169-a102-45a41efa1494"
 
 
 @pytest.fixture

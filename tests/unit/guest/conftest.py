@@ -12,7 +12,7 @@ import pytest
 from guest import simulator
 from guest.service import Agent
 
-VECTORS = Path("/work/shared/data/attestation")
+VECTORS = Path(__file__).parents[4] / "shared" / "data" / "attestation"
 
 
 @pytest.fixture(scope="session")

@@ -271,7 +271,7 @@ class Sample:
     def prove(self) -> dict[str, Any]:
         """Asks the app for evidence over a fresh nonce and checks it; Unavailable when it is not right."""
         nonce = secrets.token_hex(16)
-        page = _until(lambda: requests.get(f"{self.url}/json", params={"nonce": nonce}, timeout=20))
+        page = _until(lambda: requests.get(f"{self.url}/json", params={"nonce": nonce}, timeout=5))
         said: dict[str, Any] = page.json()
         return {**said, **check_evidence(said, nonce, self.data_dir / "tee")}
 

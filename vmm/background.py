@@ -189,16 +189,16 @@ class Background:
             self.selector.unregister(watched.port.socket)
             watched.port.close()
 
-    def _reconcile(self, vm_id: str, *, start: bool = False) -> None:
+    def _reconcile(self, vm_id: str, *, start: bool = False, retry: bool = False) -> None:
         running = self.jobs.get(vm_id)
         if running is not None and not running.done():
             return
         self.jobs = {key: job for key, job in self.jobs.items() if not job.done()}
-        self.jobs[vm_id] = self.pool.submit(self._one, vm_id, start)
+        self.jobs[vm_id] = self.pool.submit(self._one, vm_id, start, retry)
 
-    def _one(self, vm_id: str, start: bool) -> None:
+    def _one(self, vm_id: str, start: bool, retry: bool) -> None:
         try:
-            self.vms.reconciler.one(vm_id, start=start)
+            self.vms.reconciler.one(vm_id, start=start, retry=retry)
         except NotFound:
             return  # removed by somebody else
         except CasemateError as error:
@@ -225,7 +225,7 @@ class Background:
                 body = f"gave up after {rules.max_retries} tries"
                 records.add_event(session, vm_id, "vmm.auto_restart.exhausted", body, keep)
         if decision.start:
-            self._reconcile(vm_id, start=True)
+            self._reconcile(vm_id, start=True, retry=True)
 
     def _forgive(self, vm_id: str, observed: str, restarts: int, started_ms: int | None) -> None:
         window_ms = self.vms.config.cvm.auto_restart.reset_window * 1000

@@ -44,15 +44,16 @@ class Reconciler:
     database: Database
     host: Host
 
-    def one(self, vm_id: str, *, start: bool = False) -> None:
+    def one(self, vm_id: str, *, start: bool = False, retry: bool = False) -> None:
         """Does what is left to do for one VM until record and host agree.
 
         `start` asks for a VM to be started that should run and does not; without it such a VM is left
-        as it ended.  Raises NotFound, or the refusal of the step that could not be done.
+        as it ended; `retry` says that the restart policy asks, whose count then goes on.  Raises NotFound,
+        or the refusal of the step that could not be done.
         """
         with self.locked(vm_id) as workdir:
             self._settle(vm_id, workdir)
-            if start and self._ask_start(vm_id):
+            if start and self._ask_start(vm_id, retry):
                 self._settle(vm_id, workdir)
 
     def _settle(self, vm_id: str, workdir: WorkDir) -> None:
@@ -106,7 +107,7 @@ class Reconciler:
             case Action.REMOVE:
                 self._remove(vm, workdir)
 
-    def _ask_start(self, vm_id: str) -> bool:
+    def _ask_start(self, vm_id: str, retry: bool) -> bool:
         with self.database.writing() as session:
             vm = session.get(Vm, vm_id)
             if vm is None:
@@ -115,6 +116,9 @@ class Reconciler:
                 return False
             records.check_capacity(session, vm, self.config)
             vm.observed = Observed.STARTING
+            if not retry:
+                # A sweep may have seen it after the wish and before this, and thought that it had ended.
+                vm.restarts, vm.next_restart_ms = 0, None
             return True
 
     # Start ---------------------------------------------------------------------------------------
@@ -282,4 +286,5 @@ def console_line(workdir: WorkDir) -> str:
     lines = rotation.since_boot(text).splitlines()
     failed = [line for line in lines if _BOOT_FAILED.search(line)]
     said = [line.strip() for line in lines if line.strip()]
-    return (failed or said or [""])[-1][:500]
+    # The first failure is the reason; a program hit by the same bad block may add its own later.
+    return (failed[:1] or said[-1:] or [""])[0][:500]

@@ -506,6 +506,25 @@ def test_a_process_that_the_record_does_not_know_is_adopted(
     assert (vm.stopped_ms, vm.boot_error) == (None, "")
 
 
+def test_a_sweep_that_saw_a_vm_between_wish_and_start_schedules_nothing(vms: Vms) -> None:
+    vm_id = vms.create(wanted(stopped=True))
+    change(vms, vm_id, wished=Wished.RUNNING, restarts=1, next_restart_ms=5)
+
+    vms.reconciler.one(vm_id, start=True)
+
+    assert (row(vms, vm_id).restarts, row(vms, vm_id).next_restart_ms) == (0, None)
+
+
+def test_a_retry_keeps_its_count(vms: Vms) -> None:
+    vm_id = vms.create(wanted(stopped=True))
+    change(vms, vm_id, wished=Wished.RUNNING, restarts=1, next_restart_ms=5)
+
+    vms.reconciler.one(vm_id, start=True, retry=True)
+
+    assert (row(vms, vm_id).restarts, row(vms, vm_id).next_restart_ms) == (1, 5)
+    assert row(vms, vm_id).observed == Observed.ALIVE
+
+
 def test_a_start_cut_off_before_its_process_is_done_again(vms: Vms) -> None:
     vm_id = vms.create(wanted(stopped=True))
     change(vms, vm_id, wished=Wished.RUNNING, observed=Observed.STARTING)

@@ -19,7 +19,7 @@ from accounts.service import Accounts
 from accounts.tokens import session_key
 from core.config import Config
 from core.errors import CasemateError, Conflict, Unauthenticated, status_of
-from models.base import Database
+from models.base import Database, is_disk_full
 from vmm.host import Host
 from vmm.service import Vms
 from vmm.version import VERSION
@@ -87,6 +87,9 @@ def _refuse(error: Exception) -> Response:
     elif isinstance(error, HTTPException) and error.code is not None:
         status = error.code
         message = f"{request.path}: {error.description or error.name}"
+    elif is_disk_full(error):
+        logger.error("the disk is full: %s", error)
+        status, message = 503, "the disk of this host is full; nothing was changed"
     else:
         reference = secrets.token_hex(6)
         logger.error("request failed, reference %s", reference, exc_info=error)

@@ -10,16 +10,17 @@ import click
 from cli.terminal import plain
 from core.errors import CasemateError
 
-# Command -> module; the module has a click command of the same name (with _ for -).
+# Command -> module and short help: listing them imports none of them.  The module has a click command of
+# the same name (with _ for -).
 COMMANDS = {
-    "agent": "cli.agent",
-    "check-config": "cli.host",
-    "db": "cli.db",
-    "doctor": "cli.host",
-    "image": "cli.image",
-    "serve": "cli.serve",
-    "up": "cli.up",
-    "vm": "cli.vm",
+    "agent": ("cli.agent", "Run the guest agent outside of a guest."),
+    "check-config": ("cli.host", "Read a configuration file without starting anything."),
+    "db": ("cli.db", "The database."),
+    "doctor": ("cli.host", "Say what this host can and cannot do."),
+    "image": ("cli.image", "Guest OS images."),
+    "serve": ("cli.serve", "Run the service in the foreground."),
+    "up": ("cli.up", "Build an image, run the service and show a confidential VM."),
+    "vm": ("cli.vm", "Virtual machines."),
 }
 
 
@@ -35,9 +36,14 @@ class Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(
-            importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_")
+            importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_")
         )
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
 
 @click.group(cls=Lazy)

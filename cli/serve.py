@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import ipaddress
 import logging
 import os
@@ -142,7 +143,11 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """The WSGI application."""
-        return create_app(self.config, self.host)
+        application = create_app(self.config, self.host)
+        # Workers share what is there now; a collection after the fork would copy it page by page.
+        gc.collect()
+        gc.freeze()
+        return application
 
     def run(self) -> None:
         """Serves until a signal says otherwise."""

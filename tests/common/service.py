@@ -111,13 +111,21 @@ class RunningService:
     def wait_for(self, vm_id: str, *, within_s: float, **wanted: str) -> dict[str, Any]:
         """GetInfo once it shows the wanted values; a boot error fails at once."""
 
+        seen: list[dict[str, Any]] = []
+
         def shows() -> dict[str, Any] | None:
             info = self.info(vm_id)
+            seen[:] = [info]
             if "boot_error" not in wanted:
                 assert not info["boot_error"], (info["boot_error"], self.serial(vm_id))
             return info if all(info[key] == value for key, value in wanted.items()) else None
 
-        return until(shows, within_s=within_s, what=f"{wanted} of VM {vm_id}")  # type: ignore[return-value]
+        try:
+            return until(shows, within_s=within_s, what=f"{wanted} of VM {vm_id}")  # type: ignore[return-value]
+        except AssertionError as late:
+            log = self.log.read_text(errors="replace")[-3000:]
+            children = [(child.pid, child.status(), child.cmdline()) for child in self.children()]
+            raise AssertionError(f"{late}\nit is: {seen}\n{children}\n{log}") from None
 
     def serial(self, vm_id: str) -> str:
         """What the guest's console printed last."""

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from models.base import Database, change_watch
+from models.base import Database, change_watch, is_disk_full
 from models.port import PortLease
 from models.vm import Vm, VmEvent
 from tests.common import rows
@@ -226,3 +227,21 @@ def test_a_writer_that_waits_too_long_is_told(database: Database) -> None:
     finally:
         blocker.close()
         database.engine.dispose()
+
+
+def test_a_full_disk_is_known_by_either_name(tmp_path: Path) -> None:
+    path = tmp_path / "small.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("PRAGMA max_page_count=2")
+    connection.close()
+    small = create_engine(f"sqlite:///{path}")
+
+    with small.connect() as session, pytest.raises(OperationalError) as full:
+        session.exec_driver_sql("PRAGMA max_page_count=2")
+        session.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
+
+    assert is_disk_full(full.value)
+    assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_disk_full(ValueError("disk is full"))

@@ -27,7 +27,7 @@ from core import log
 from core.config import Config
 from core.errors import Conflict
 from core.proc import end_with_parent
-from vmm import discovery
+from vmm import discovery, records
 from vmm.background import Background
 from vmm.host import Host
 from vmm.service import Vms
@@ -169,6 +169,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def __init__(self, app: Server) -> None:
         self.server = app
+        self.born_ms = records.now_ms()
         self.background_pid = 0
         self.background_spawned = 0
         self.background_at = -RESPAWN_S
@@ -218,7 +219,7 @@ class Master(Arbiter):  # type: ignore[misc]
             for listener in self.LISTENERS:
                 listener.sock.close()  # the descriptor alone: close() would delete a Unix socket
             vms: Vms = self.app.wsgi().extensions["vms"]
-            Background(vms).run(parent, recover=first)
+            Background(vms, self.born_ms).run(parent, recover=first)
             code = 0
         except BaseException:
             logger.exception("the background process failed")

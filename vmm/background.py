@@ -47,9 +47,13 @@ class Watched:
 
 @dataclass
 class Background:
-    """The state of the background process; all of it can be lost."""
+    """The state of the background process; all of it can be lost.
+
+    `born_ms` is when the service started: a VM that ended later ended by itself.
+    """
 
     vms: Vms
+    born_ms: int = field(default_factory=records.now_ms)
     watched: dict[str, Watched] = field(default_factory=dict)
     jobs: dict[str, Future[None]] = field(default_factory=dict)
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -93,7 +97,12 @@ class Background:
         with self.vms.database.reading() as session:
             should_run = session.scalars(select_rows(Vm.id).where(Vm.wished == Wished.RUNNING))
             for vm_id in should_run:
-                if process.find(self.vms.reconciler.workdir(vm_id).path) is None:
+                folder = self.vms.reconciler.workdir(vm_id).path
+                if process.find(folder) is not None:
+                    continue
+                process.wait_unlocked(folder, 1)  # its runner may be about to write the ending
+                ended = process.ending(folder)
+                if ended is None or ended.at_ms <= self.born_ms:
                     self._reconcile(vm_id, start=True)
 
     def _rotate_logs(self) -> None:

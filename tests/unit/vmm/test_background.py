@@ -243,6 +243,18 @@ def test_the_start_of_the_service_starts_what_should_run(vms: Vms, background: S
     assert not (vms.config.run_path / ".removed-vm.lock").exists()
 
 
+def test_a_vm_that_ends_while_the_service_starts_ended_by_itself(vms: Vms) -> None:
+    vm_id = vms.create(wanted())
+    process.end(vms.reconciler.workdir(vm_id).path, live(vms, vm_id), grace_s=1)
+    background = Background(vms, born_ms=0)
+
+    background._recover()
+    background.sweep()
+    background.pool.shutdown()
+
+    assert events(vms, vm_id) == ["vmm.start", "vmm.exit"]
+
+
 def test_a_vm_that_keeps_dying_is_started_again_with_pauses_until_it_is_given_up(
     config: Config,
     database: Database,

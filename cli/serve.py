@@ -112,7 +112,7 @@ def bind_of(address: str) -> str:
     return f"unix:{path}"
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
     """Gunicorn, configured by us alone."""
 
     def __init__(self, config: Config, host: Host, parent: int | None) -> None:
@@ -154,7 +154,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         Master(self).run()
 
 
-class StructuredLogger(Logger):  # type: ignore[misc]
+class StructuredLogger(Logger):  # type: ignore[misc] # gunicorn has no types
     """gunicorn's log records go the way of all others."""
 
     def setup(self, cfg: Any) -> None:
@@ -164,7 +164,7 @@ class StructuredLogger(Logger):  # type: ignore[misc]
         self.access_log.propagate = False
 
 
-class Master(Arbiter):  # type: ignore[misc]
+class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
     """gunicorn's arbiter, which also keeps the background process alive."""
 
     def __init__(self, app: Server) -> None:

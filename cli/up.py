@@ -190,13 +190,7 @@ class Service:
 
     def stop(self) -> None:
         """Ends the service; VMs stay."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=15)
-            except Exception:
-                self.process.kill()
-                raise
+        proc.stop(self.process, patience_s=15)
 
 
 @dataclass

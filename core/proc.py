@@ -93,6 +93,16 @@ def start(
         )
 
 
+def stop(process: subprocess.Popen[bytes], *, patience_s: float) -> None:
+    """Ends a program of `start` in order, and by force when it takes longer than `patience_s` seconds."""
+    process.terminate()  # nothing happens when it has ended already
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def end_with_parent(parent: int) -> None:
     """Asks the kernel to kill this process when its parent, process `parent`, ends in whatever way.
 

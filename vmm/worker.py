@@ -8,7 +8,7 @@ from typing import Any
 from gunicorn.workers.gthread import ThreadWorker
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
     """gunicorn's threaded worker with the VMM's error body for broken requests."""
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from core import proc
 from core.proc import CommandFailed
+from tests.common.waiting import until
 
 
 def test_a_programs_output_and_code_come_back() -> None:
@@ -69,3 +70,19 @@ def test_a_started_program_writes_to_its_log_and_knows_our_environment(
 
     assert started.wait(10) == 0
     assert (tmp_path / "log").read_text() == "before\nyes too\nno\n"
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_program_that_serves_is_stopped_in_order_or_by_force(
+    tmp_path: Path, stubborn: bool
+) -> None:
+    ignore = "trap '' TERM; " if stubborn else ""
+    started = proc.start(
+        ["sh", "-c", f"{ignore}echo ready; while :; do sleep 0.05; done"], log=tmp_path / "log"
+    )
+    until(lambda: "ready" in (tmp_path / "log").read_text())
+
+    proc.stop(started, patience_s=0.5)
+    proc.stop(started, patience_s=0.5)  # nothing more happens
+
+    assert started.returncode == (-9 if stubborn else -15)

@@ -1,0 +1,10 @@
+"""usage."""
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """CPU and memory of host and VMs over the last hour."""

@@ -1,0 +1,1 @@
+"""The verifier: POST /verify, GET /health, and the answer of `casemate verify`."""

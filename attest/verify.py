@@ -42,6 +42,18 @@ class VerifiedTdx:
     root: RootName
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A quote that says it leads to a root which is trusted; nothing but that was looked at yet."""
+
+    raw: bytes
+    quote: TdxQuote
+    chain: tuple[x509.Certificate, ...]
+    platform: pck.Platform
+    root: RootName
+    root_ca_der: bytes | None
+
+
 def verify_tdx(
     raw: bytes, collateral_json: str, now: int, root_ca_der: bytes | None = None
 ) -> VerifiedTdx:
@@ -50,19 +62,29 @@ def verify_tdx(
     The root is Intel's unless `root_ca_der` names another; then only that one is trusted.
     Raises Malformed (quote, collateral, root or time unreadable), NotGenuine, or Refused (debug TD).
     """
+    return verify_claim(read_claim(raw, root_ca_der), collateral_json, now)
+
+
+def read_claim(raw: bytes, root_ca_der: bytes | None = None) -> Claim:
+    """Reads a quote up to the question of which collateral it needs; raises as verify_tdx."""
     parsed = quote.parse(raw)
-    chain = pck.certificates(parsed.pck_chain_pem)
+    chain = tuple(pck.certificates(parsed.pck_chain_pem))
     name = _check_root(chain[-1], root_ca_der)
     # Before dcap-qvl, which refuses debug TDs too but calls them not genuine.
     policy.check_state(parsed.report)
-    report = _ask_dcap_qvl(raw, _collateral(collateral_json), now, root_ca_der)
+    return Claim(raw, parsed, chain, pck.platform(chain[0]), name, root_ca_der)
+
+
+def verify_claim(claim: Claim, collateral_json: str, now: int) -> VerifiedTdx:
+    """Verifies a claim that was read; raises as verify_tdx."""
+    report = _ask_dcap_qvl(claim.raw, _collateral(collateral_json), now, claim.root_ca_der)
     return VerifiedTdx(
-        quote=parsed,
+        quote=claim.quote,
         tcb_status=report.status,
         advisory_ids=tuple(report.advisory_ids),
         ppid=report.ppid,
-        fmspc=pck.platform(chain[0]).fmspc,
-        root=name,
+        fmspc=claim.platform.fmspc,
+        root=claim.root,
     )
 
 

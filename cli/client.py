@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from core.errors import CasemateError, Unavailable
+from core.errors import CasemateError, Invalid, NotFound, Unavailable, Upstream
 
 
 @dataclass
@@ -19,6 +19,7 @@ class Client:
 
     address: str
     token: str
+    timeout_s: float = 60
 
     @classmethod
     def found(cls) -> Client:
@@ -60,16 +61,45 @@ class Client:
             base = "http+unix://" + path_of_socket.replace("/", "%2F")
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            return session.request(verb, base + path, headers=headers, **{"timeout": 60, **kwargs})
+            return session.request(
+                verb, base + path, headers=headers, **{"timeout": self.timeout_s, **kwargs}
+            )
+        except requests.Timeout:
+            raise Unavailable(f"{self.address} does not answer in time") from None
         except requests.ConnectionError:
             raise Unavailable(f"nobody answers at {self.address}") from None
+        except requests.RequestException as error:
+            raise Unavailable(f"{self.address}: {error}") from None
 
     def call(self, path: str, **message: Any) -> Any:
         """One RPC by its path (`prpc/Status`); CasemateError carries the service's refusal."""
         answer = self.request("POST", f"/{path}", json=message)
         if answer.status_code != 200:
             raise CasemateError(_refusal(answer))
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise Upstream(f"what answers at {self.address} is not Casemate") from None
+
+    def vm(self, given: str) -> dict[str, Any]:
+        """The VM of an id, an id's beginning or a name; refuses what fits several, naming them."""
+        found: list[dict[str, Any]] = self.call("prpc/Status", keyword=given, brief=True)["vms"]
+        fits = [each for each in found if each["id"] == given] or [
+            each for each in found if each["name"] == given or each["id"].startswith(given)
+        ]
+        if not given or not fits:
+            raise NotFound(f"there is no VM {given}")
+        if len(fits) > 1:
+            named = ", ".join(f"{each['id']} ({each['name']})" for each in fits)
+            raise Invalid(f"{given} fits {len(fits)} VMs; give the id: {named}")
+        return fits[0]
+
+    def info(self, vm_id: str) -> dict[str, Any]:
+        """One VM with its configuration, by its whole id."""
+        info: dict[str, Any] | None = self.call("prpc/GetInfo", id=vm_id)["info"]
+        if info is None:
+            raise NotFound(f"there is no VM {vm_id}")
+        return info
 
     def follow(self, path: str) -> Iterator[str]:
         """The pieces of a text stream as they come."""
@@ -77,7 +107,10 @@ class Client:
             if answer.status_code != 200:
                 raise CasemateError(_refusal(answer))
             answer.encoding = "utf-8"
-            yield from answer.iter_content(chunk_size=None, decode_unicode=True)
+            try:
+                yield from answer.iter_content(chunk_size=None, decode_unicode=True)
+            except requests.RequestException:
+                raise Unavailable(f"{self.address} closed the connection") from None
 
 
 def _refusal(answer: requests.Response) -> str:

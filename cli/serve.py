@@ -23,13 +23,13 @@ from gunicorn.glogging import Logger
 import migrations
 from app import create_app
 from core import config as configuration
-from core import log
+from core import faults, log
 from core.config import Config
 from core.errors import Conflict
 from core.proc import end_with_parent
 from vmm import discovery, records
 from vmm.background import Background
-from vmm.host import Host
+from vmm.host import Host, tee_platform
 from vmm.service import Vms
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ def serve(config_file: Path | None, parent: int | None) -> None:
     config = configuration.load(config_file)
     if is_open(config.address) and not config.auth.enabled:
         logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
+    faults.arm(
+        os.environ, simulated=config.cvm.simulate, tee=tee_platform(config.cvm.platform)
+    )
     prepare_data_dir(config.data_dir)
     lock = hold(config.data_dir)
     migrations.upgrade(config.database)

@@ -17,6 +17,7 @@ import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from core.errors import Invalid
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 # A Unix socket's path may have 107 bytes; the longest of ours is <run_path>/<36-byte id>/guest.sock.
 _SOCKET_PATH_MAX = 107
 _LONGEST_IN_RUN_PATH = len("/") + 36 + len("/guest.sock")
+# The number above the last one means any of them.
+_CID_MAX = 2**32 - 2
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class NetworkingConfig:
     dhcp_start: str = "10.0.2.10"
     restrict: bool = False
     bridge: str = ""
+    bridges: tuple[str, ...] = ()  # what a request may name beside `bridge`
     mac_prefix: str = ""
-    netdev: str = ""
+    netdev: str = ""  # QEMU's own words for mode custom; {id} stands for the card's id
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,17 @@ class ProductConfig:
 
 
 @dataclass(frozen=True)
+class GpuConfig:
+    """Which PCI devices VMs may be given: `listing` has vendor:product, `exclude` and `include` slots."""
+
+    enabled: bool = False
+    listing: tuple[str, ...] = ("10de:2335",)
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    allow_attach_all: bool = True
+
+
+@dataclass(frozen=True)
 class CvmConfig:
     """How VMs are made and run."""
 
@@ -108,6 +123,7 @@ class CvmConfig:
     kms_urls: tuple[str, ...] = ()
     gateway_urls: tuple[str, ...] = ()
     pccs_url: str = ""
+    nvidia_attestation_proxy_url: str = ""
     docker_registry: str = ""
     cid_start: int = 1000
     cid_pool_size: int = 1000
@@ -115,13 +131,19 @@ class CvmConfig:
     max_allocable_memory_in_mb: int = 100_000
     host_share_mode: str = "vhd"
     use_mrconfigid: bool = True
+    qmp_socket: bool = True  # dstack's key; Casemate needs the socket and always makes it
+    # What a verifier must know of a QEMU that differs from its version's usual ways; None: it does not.
+    qemu_single_pass_add_pages: bool | None = None
+    qemu_pic: bool | None = None
+    qemu_version: str = ""  # default: what QEMU says
     qemu_pci_hole64_size: int = 0
     qemu_hotplug_off: bool = False
     qgs_port: int = 4050
-    user: str = ""
+    user: str = ""  # default: the service's own
     product: ProductConfig = ProductConfig()
     networking: NetworkingConfig = NetworkingConfig()
     port_mapping: PortMappingConfig = PortMappingConfig()
+    gpu: GpuConfig = GpuConfig()
     auto_restart: AutoRestartConfig = AutoRestartConfig()
     log: LogConfig = LogConfig()
 
@@ -141,6 +163,7 @@ class AuthConfig:
 
     enabled: bool = False
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    htpasswd_file: Path = Path()  # default: none
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,15 @@ class HostApiConfig:
 
     address: str = "vsock:2"
     port: int = 10000
+
+
+@dataclass(frozen=True)
+class KeyProviderConfig:
+    """The SGX key provider of this host, which gives guests a sealing key."""
+
+    enabled: bool = True
+    address: str = "127.0.0.1"
+    port: int = 3443
 
 
 @dataclass(frozen=True)
@@ -174,6 +206,7 @@ class Config:
     gateway: GatewayConfig = GatewayConfig()
     auth: AuthConfig = AuthConfig()
     host_api: HostApiConfig = HostApiConfig()
+    key_provider: KeyProviderConfig = KeyProviderConfig()
     server: ServerConfig = ServerConfig()
     admin_token: str = field(default="", repr=False)  # from CASEMATE_ADMIN_TOKEN alone
 
@@ -220,18 +253,33 @@ def _with_paths(config: Config) -> Config:
     data_dir = config.data_dir.absolute()
     run_path = config.run_path.absolute() if config.run_path != Path() else data_dir / "vm"
     images = config.image.path.absolute() if config.image.path != Path() else data_dir / "images"
+    htpasswd = config.auth.htpasswd_file
     qemu = config.cvm.qemu_path or shutil.which("qemu-system-x86_64") or ""
     return replace(
         config,
         data_dir=data_dir,
         run_path=run_path,
         image=replace(config.image, path=images),
+        auth=replace(
+            config.auth, htpasswd_file=htpasswd.absolute() if htpasswd != Path() else htpasswd
+        ),
         cvm=replace(config.cvm, qemu_path=qemu),
     )
 
 
 def check(config: Config) -> Config:
     """Returns a configuration whose values fit together, or raises Invalid naming the key."""
+    _check_paths(config)
+    _check_choices(config.cvm)
+    _check_networking(config.cvm.networking)
+    _check_port_mapping(config.cvm.port_mapping)
+    _check_numbers(config)
+    _check_urls(config)
+    _check_words(config)
+    return config
+
+
+def _check_paths(config: Config) -> None:
     for name, path in (("data_dir", config.data_dir), ("run_path", config.run_path)):
         if "," in str(path) or "=" in str(path):
             raise Invalid.field(name, "must not contain ',' or '=' (QEMU's option separators)")
@@ -242,7 +290,9 @@ def check(config: Config) -> Config:
     listen = re.fullmatch(r"unix:.+|tcp:.+:(\d{1,5})", config.address)
     if not listen or int(listen[1] or 0) > 65535:
         raise Invalid.field("address", "must be tcp:IP:PORT or unix:PATH")
-    cvm = config.cvm
+
+
+def _check_choices(cvm: CvmConfig) -> None:
     for key, value, allowed in (
         ("cvm.platform", cvm.platform, ("auto", "tdx", "amd-sev-snp")),
         ("cvm.accel", cvm.accel, ("auto", "kvm", "tcg")),
@@ -252,27 +302,102 @@ def check(config: Config) -> Config:
     ):
         if value not in allowed:
             raise Invalid.field(key, f"must be one of {', '.join(allowed)}")
-    if not re.fullmatch(r"([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,2})?", cvm.networking.mac_prefix):
+
+
+def _check_networking(networking: NetworkingConfig) -> None:
+    if not re.fullmatch(r"([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,2})?", networking.mac_prefix):
         raise Invalid.field("cvm.networking.mac_prefix", "must be up to three bytes like 52:54:00")
-    if cvm.cid_start < 3:
-        raise Invalid.field("cvm.cid_start", "must be at least 3 (lower numbers are reserved)")
-    restart = cvm.auto_restart
-    if not 0 < restart.initial_backoff <= restart.max_backoff:
-        raise Invalid.field(
-            "cvm.auto_restart.initial_backoff", "must be above 0 and at most max_backoff"
-        )
-    for each in cvm.port_mapping.range:
+    try:
+        net = ipaddress.IPv4Network(networking.net)
+    except ValueError:
+        raise Invalid.field("cvm.networking.net", "must be an IPv4 network: 10.0.2.0/24") from None
+    try:
+        inside = ipaddress.IPv4Address(networking.dhcp_start) in net
+    except ValueError:
+        inside = False
+    if not inside:
+        raise Invalid.field("cvm.networking.dhcp_start", f"must be an address of {net}")
+    for bridge in (networking.bridge, *networking.bridges):
+        # The kernel's rule for a device name.
+        if bridge and not re.fullmatch(r"[A-Za-z0-9_.\-]{1,15}", bridge):
+            raise Invalid.field("cvm.networking.bridge", "must be the name of a network bridge")
+    if networking.mode == "bridge" and not networking.bridge:
+        raise Invalid.field("cvm.networking.bridge", "must name the bridge that mode bridge is on")
+    if networking.netdev and not re.search(r"\bid=(net\d+|\{id\})", networking.netdev):
+        raise Invalid.field("cvm.networking.netdev", "must contain id={id} (or id=net0)")
+    if networking.mode == "custom" and not networking.netdev:
+        raise Invalid.field("cvm.networking.netdev", "must hold QEMU's -netdev for mode custom")
+
+
+def _check_port_mapping(mapping: PortMappingConfig) -> None:
+    for each in mapping.range:
         if each.protocol not in ("tcp", "udp") or not 1 <= each.from_ <= each.to <= 65535:
             raise Invalid.field(
                 "cvm.port_mapping.range", "needs tcp or udp and 1 <= from <= to <= 65535"
             )
     try:
-        ipaddress.ip_address(cvm.port_mapping.address)
+        ipaddress.ip_address(mapping.address)
     except ValueError:
         raise Invalid.field("cvm.port_mapping.address", "must be an IP address") from None
-    if min(config.server.workers, config.server.threads) < 1:
-        raise Invalid.field("server", "workers and threads must be at least 1")
-    return config
+
+
+def _check_numbers(config: Config) -> None:
+    cvm, restart = config.cvm, config.cvm.auto_restart
+    for key, value, least, most in (
+        ("cvm.cid_start", cvm.cid_start, 3, _CID_MAX),
+        ("cvm.cid_pool_size", cvm.cid_pool_size, 1, _CID_MAX + 1 - cvm.cid_start),
+        ("cvm.qgs_port", cvm.qgs_port, 0, 2**32 - 1),
+        ("cvm.log.check_interval_secs", cvm.log.check_interval_secs, 1, 86400),
+        ("cvm.auto_restart.interval", restart.interval, 1, 86400),
+        ("cvm.auto_restart.initial_backoff", restart.initial_backoff, 1, restart.max_backoff),
+        ("event_buffer_size", config.event_buffer_size, 1, 10_000),
+        ("gateway.port", config.gateway.port, 1, 65535),
+        ("gateway.agent_port", config.gateway.agent_port, 1, 65535),
+        ("host_api.port", config.host_api.port, 1, 2**32 - 2),
+        ("key_provider.port", config.key_provider.port, 1, 65535),
+        ("server.workers", config.server.workers, 1, 1000),
+        ("server.threads", config.server.threads, 1, 10_000),
+    ):
+        if not least <= value <= most:
+            raise Invalid.field(key, f"must be between {least} and {most}")
+
+
+def _check_urls(config: Config) -> None:
+    cvm = config.cvm
+    for key, urls in (
+        ("kms_url", (config.kms_url,)),
+        ("cvm.kms_urls", cvm.kms_urls),
+        ("cvm.gateway_urls", cvm.gateway_urls),
+        ("cvm.pccs_url", (cvm.pccs_url,)),
+        ("cvm.nvidia_attestation_proxy_url", (cvm.nvidia_attestation_proxy_url,)),
+    ):
+        for url in filter(None, urls):
+            if not _is_web_address(url):
+                raise Invalid.field(key, f"{url!r} must be http:// or https:// with a host")
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks its range.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _check_words(config: Config) -> None:
+    gpu, slot = config.cvm.gpu, r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
+    for key, words, form, example in (
+        ("cvm.gpu.listing", gpu.listing, r"[0-9a-fA-F]{4}:[0-9a-fA-F]{4}", "10de:2335"),
+        ("cvm.gpu.exclude", gpu.exclude, slot, "0000:3b:00.0"),
+        ("cvm.gpu.include", gpu.include, slot, "0000:3b:00.0"),
+        ("cvm.qemu_version", (config.cvm.qemu_version,), r"(\d+\.\d+\.\d+)?", "9.2.1"),
+        ("cvm.user", (config.cvm.user,), r"([a-z_][a-z0-9_\-]{0,31})?", "casemate-vm"),
+        ("host_api.address", (config.host_api.address,), r"vsock:2", "vsock:2"),
+    ):
+        for word in words:
+            if not re.fullmatch(form, word):
+                raise Invalid.field(key, f"{word!r} must look like {example}")
 
 
 def _build(cls: Any, table: object, prefix: str) -> Any:
@@ -299,6 +424,8 @@ def _convert(kind: Any, value: object, name: str) -> object:
         if not isinstance(value, list):
             raise Invalid.field(name, "must be a list")
         return tuple(_convert(kind.__args__[0], each, name) for each in value)
+    if isinstance(kind, types.UnionType):  # X | None: a key that may be left out
+        return _convert(kind.__args__[0], value, name)
     if kind is int and isinstance(value, str) and (size := re.fullmatch(r"(\d+)([KMG])", value)):
         return int(size[1]) * 1024 ** (" KMG".index(size[2]))
     if kind is Path and isinstance(value, str):

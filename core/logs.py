@@ -133,11 +133,13 @@ def follow(
     fd, position = -1, 0
     spoke = time.monotonic()
     try:
+        fd, position = _current(path, fd, position, lines)
+        lines = _ALL  # a file that comes later is read from its beginning
+        yield ""  # a server sends its headers now: the log may be silent for long
         while True:
             # Asked before the look, so that what was written until the end is still given.
             over = ended()
             fd, position = _current(path, fd, position, lines)
-            lines = _ALL  # a file that comes later is read from its beginning
             while fd >= 0 and (data := os.pread(fd, BLOCK, position)):
                 position += len(data)
                 if text := decoder.feed(data):

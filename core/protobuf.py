@@ -7,6 +7,7 @@ Protocol Buffers encoding guide; groups (wire types 3 and 4) are not used by any
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from core.prpc import Flag, HexBytes, Int64, Whole, instance
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEPTH_MOST = 16
+# Two bytes make a field, and an entry of a list: ten megabytes of them would hold a thread for ten seconds.
+_FIELDS_MOST = 100_000
 _U64 = 2**64
 
 
@@ -25,7 +28,7 @@ def decode(schema: type[ma.Schema], data: bytes) -> dict[str, Any]:
 
     Unknown fields are skipped; of a scalar that comes twice the last counts.
     """
-    return _decode(schema, memoryview(data), 0)
+    return _decode(schema, memoryview(data), 0, itertools.count(1))
 
 
 def encode(schema: type[ma.Schema], message: Mapping[str, Any]) -> bytes:
@@ -39,12 +42,16 @@ def _by_number(schema: type[ma.Schema]) -> dict[int, tuple[str, ma.fields.Field[
     return {field.metadata["number"]: (name, field) for name, field in fields}
 
 
-def _decode(schema: type[ma.Schema], data: memoryview, depth: int) -> dict[str, Any]:
+def _decode(
+    schema: type[ma.Schema], data: memoryview, depth: int, count: Iterator[int]
+) -> dict[str, Any]:
     if depth > _DEPTH_MOST:
         raise Invalid("protobuf: nested too deeply")
     known = _by_number(schema)
     message: dict[str, Any] = {}
     for number, wire, value in _fields(data):
+        if next(count) > _FIELDS_MOST:
+            raise Invalid(f"protobuf: more than {_FIELDS_MOST} fields")
         if number not in known:
             continue
         name, field = known[number]
@@ -53,17 +60,19 @@ def _decode(schema: type[ma.Schema], data: memoryview, depth: int) -> dict[str, 
             if wire == _BYTES and isinstance(field.inner, (Whole, Flag)):
                 entries += [_scalar(field.inner, name, _VARINT, each) for each in _packed(value)]
             else:
-                entries.append(_value(field.inner, name, wire, value, depth))
+                entries.append(_value(field.inner, name, wire, value, depth, count))
         else:
-            message[name] = _value(field, name, wire, value, depth)
+            message[name] = _value(field, name, wire, value, depth, count)
     return message
 
 
-def _value(field: ma.fields.Field[Any], name: str, wire: int, value: Any, depth: int) -> Any:
+def _value(
+    field: ma.fields.Field[Any], name: str, wire: int, value: Any, depth: int, count: Iterator[int]
+) -> Any:
     if isinstance(field, ma.fields.Nested):
         if wire != _BYTES:
             raise Invalid.field(name, "protobuf: must be a message")
-        return _decode(type(field.schema), value, depth + 1)
+        return _decode(type(field.schema), value, depth + 1, count)
     return _scalar(field, name, wire, value)
 
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest import evidence, measure, pck, quote, ratls
 from attest.eventlog import Event
+from core import certs
 from core.errors import Invalid
-from guest import certs
 from guest.events import EventLog, Quoted
 from guest.tee import REPORT_DATA_SIZE, SEV_SNP, TDX, SevSnp, Tee
 

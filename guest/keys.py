@@ -5,23 +5,18 @@ Source: guest-agent.md sections 3 and 4, kms.md section 1.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from core import files
+from core import files, k256
 from core.errors import Invalid
-from guest import k256
+from core.kdf import dh_secret, kdf, p256_key
 
-# dstack ra-tls kdf.rs (312dc605): the salt of every derivation.
-KDF_SALT = b"RATLS"
 # RFC 8032 section 5.1: the field and the curve constant of Ed25519.
 _ED25519_P = 2**255 - 19
 _ED25519_D = -121665 * pow(121666, -1, _ED25519_P) % _ED25519_P
@@ -129,35 +124,6 @@ def _hex(given: Mapping[str, Any], name: str, *sizes: int) -> bytes:
     if len(value) not in sizes:
         raise Invalid.field(name, f"must be {sizes[0]} bytes of hex")
     return value
-
-
-def kdf(key: bytes, *context: bytes) -> bytes:
-    """HKDF-SHA256 with the salt `RATLS` and the context items joined, 32 bytes (guest-agent.md section 4)."""
-    return HKDF(hashes.SHA256(), 32, KDF_SALT, b"".join(context)).derive(key)
-
-
-def p256_key(scalar: bytes) -> ec.EllipticCurvePrivateKey:
-    """The P-256 key of a 32-byte scalar.  Raises ValueError for 0 and the order or more (2^-32 odds)."""
-    return ec.derive_private_key(int.from_bytes(scalar, "big"), ec.SECP256R1())
-
-
-def pkcs8_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    """The unencrypted PKCS#8 PEM text of a key."""
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ).decode()
-
-
-def dh_secret(scalar: bytes) -> bytes:
-    """SHA-256 of the PKCS#8 DER of the P-256 key with this scalar (kms.md section 1, `dh`)."""
-    der = p256_key(scalar).private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return hashlib.sha256(der).digest()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core import files
+from core import files, k256
 from core.errors import Conflict, Invalid
-from guest import boot, disk, k256, keys, listeners, settings, tee
+from guest import boot, disk, keys, listeners, settings, tee
 from guest.events import event_log
 from guest.evidence import Evidence
 from guest.identity import App, Instance, InstanceInfo, SysConfig

@@ -12,6 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
+from core import faults
 from core.errors import Conflict
 from core.files import locked
 from models.base import file_url
@@ -29,6 +30,7 @@ def upgrade(database: Path) -> None:
     with locked(database.with_suffix(".migrate.lock")):
         _refuse_newer(database, config)
         command.upgrade(config, "head")
+        faults.point("migration.done")
         # The file remembers it.  Connections that change to it at the same time refuse each other.
         with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")

@@ -1,4 +1,4 @@
-"""Leases of host ports: a port belongs to one VM from its creation to its removal."""
+"""How a VM is reached: its host ports, its own from creation to removal, and the address DHCP gave it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ class PortLease(Base):
     host_address: Mapped[str] = mapped_column(String(45))
     host_port: Mapped[int] = mapped_column(index=True)
     vm_port: Mapped[int]
+
+
+class DhcpLease(Base):
+    """The address of a network card, as the DHCP server of its bridge reported it last."""
+
+    __tablename__ = "dhcp_leases"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), index=True)
+    mac: Mapped[str] = mapped_column(String(17), unique=True)
+    ip: Mapped[str] = mapped_column(String(45))
+    reported_ms: Mapped[int]

@@ -40,6 +40,8 @@ class Vm(Base):
 
     wished: Mapped[str] = mapped_column(String(16), index=True)
     observed: Mapped[str] = mapped_column(String(16))
+    # The vsock number, its own for life; a VM older than this column gets one at its next start.
+    cid: Mapped[int | None] = mapped_column(index=True, unique=True)
     # Identity of the process, from its runner: the number alone may be used again.
     pid: Mapped[int | None]
     pid_start: Mapped[int | None]

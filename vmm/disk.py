@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from core import faults
 from core.proc import run
 
 GIB = 1024**3
@@ -22,6 +23,7 @@ def create_data_disk(path: Path, size_gb: int, backing: Path | None = None) -> N
     temporary.unlink(missing_ok=True)
     extra = ["-b", os.fspath(backing), "-F", "qcow2"] if backing else []
     run(["qemu-img", "create", "-q", "-f", "qcow2", *extra, temporary, str(size_gb * GIB)])
+    faults.point("disk.made")
     os.replace(temporary, path)
 
 
@@ -45,4 +47,5 @@ def create_share(path: Path, folder: Path) -> None:
     if files:
         run(["mcopy", "-i", temporary, *files, "::"])
     temporary.chmod(0o600)
+    faults.point("disk.shared")
     os.replace(temporary, path)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from core import faults
 from core.errors import Conflict, Unavailable
 from core.files import write_atomic
 from core.proc import CLEAN_ENV
@@ -64,6 +65,7 @@ def spawn(workdir: Path, argv: Sequence[str]) -> Process:
     Raises Conflict when the VM's lock is held (it runs already) and StartFailed when there is no process.
     """
     write_atomic(workdir / "launch.json", json.dumps({"argv": list(argv)}, indent=1))
+    faults.point("process.described")
     with (
         open(workdir / "stdout.log", "ab") as out,
         open(workdir / "stderr.log", "ab") as err,
@@ -73,7 +75,7 @@ def spawn(workdir: Path, argv: Sequence[str]) -> Process:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            env=dict(CLEAN_ENV),
+            env={**CLEAN_ENV, **faults.environment()},
             start_new_session=True,
         )
         code = _exit_code(starter, timeout_s=30)
@@ -146,6 +148,7 @@ def end(workdir: Path, process: Process, *, grace_s: float) -> bool:
     if pidfd is not None:
         try:
             for each, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+                faults.point("process.signalling")
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, each)
                 if is_ready(pidfd, patience_s):

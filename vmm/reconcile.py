@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from core import files
+from core import faults, files
 from core.config import Config
 from core.errors import CasemateError, Invalid, NotFound, Unavailable, Unsupported
 from core.logs import Decoder
@@ -54,6 +54,7 @@ class Reconciler:
         with self.locked(vm_id) as workdir:
             self._settle(vm_id, workdir)
             if start and self._ask_start(vm_id, retry):
+                faults.point("start.asked")
                 self._settle(vm_id, workdir)
 
     def _settle(self, vm_id: str, workdir: WorkDir) -> None:
@@ -82,7 +83,9 @@ class Reconciler:
             except NotFound:  # removed while we waited
                 workdir.lock.unlink(missing_ok=True)
                 raise
+            faults.point("lock.taken")
             workdir.make()
+            faults.point("folder.made")
             yield workdir
 
     def workdir(self, vm_id: str) -> WorkDir:
@@ -156,12 +159,15 @@ class Reconciler:
         for stale in ("qmp.sock", "host.sock", "guest.sock"):
             (workdir.path / stale).unlink(missing_ok=True)
         started = process.spawn(workdir.path, qemu.argv(self._machine(vm, image, workdir, ports)))
+        faults.point("start.spawned")
         if not qmp.wait_for_greeting(
             workdir.path, lambda: process.is_alive(started), deadline_s=QMP_GREETING_S
         ):
             why = process.last_line(workdir.log("stderr"))
             raise process.StartFailed(f"QEMU ended at once: {why}")
+        faults.point("start.greeted")
         self._observe_alive(vm_id, started, event="vmm.start")
+        faults.point("start.observed")
 
     def _bootable_image(self, vm: Vm) -> registry.Image:
         if not vm.no_tee and not vm.simulated_tee:
@@ -240,6 +246,7 @@ class Reconciler:
     def _bury(self, vm: Vm, workdir: WorkDir) -> None:
         # The runner writes the ending before it lets the lock go.
         process.wait_unlocked(workdir.path, 2)
+        faults.point("stop.ended")
         ended = process.ending(workdir.path) or process.Ending(None, None, records.now_ms())
         console = console_line(workdir)
         failed = _BOOT_FAILED.search(console)
@@ -255,6 +262,7 @@ class Reconciler:
             if not wished_end:
                 body += f"; last console line: {console or 'none'}"
             self._event(session, vm.id, "vmm.stop" if wished_end else "vmm.exit", body)
+        faults.point("stop.buried")
 
     def _remove(self, vm: Vm, workdir: WorkDir) -> None:
         found = process.find(workdir.path)
@@ -265,9 +273,12 @@ class Reconciler:
         if not ended:
             # Files under a live QEMU stay; the sweep tries again.
             raise Unavailable(f"VM {vm.id} is still ending; it is removed when its process is gone")
+        faults.point("remove.ended")
         workdir.remove()
+        faults.point("remove.deleted")
         with self.database.writing() as session:
             session.delete(records.get(session, vm.id))
+        faults.point("remove.forgotten")
         workdir.lock.unlink(missing_ok=True)
 
     def _event(self, session: Session, vm_id: str, event: str, body: str) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import undefer
 
 from attest import compose
-from core import logs, prpc
+from core import faults, logs, prpc
 from core.config import Config
 from core.errors import CasemateError, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
 from image import registry
@@ -57,17 +57,22 @@ class Vms:
     def create(self, wanted: Configuration) -> str:
         """Makes a VM, starts it unless `stopped`, and returns its id; on failure nothing remains."""
         checked = check(wanted, self.config, host_tee=self.host.tee)
+        faults.point("create.checked")
         vm = _new_row(wanted, checked)
         with self.database.writing() as session:
             session.add(vm)
             records.lease_ports(session, vm, checked.ports)
+            faults.point("create.leased")
             if not wanted.stopped:
                 records.check_capacity(session, vm, self.config)
+            faults.point("create.inserted")
+        faults.point("create.committed")
         try:
             self.reconciler.one(vm.id, start=not wanted.stopped)
         except BaseException:
             self._forget(vm.id)
             raise
+        faults.point("create.unanswered")
         return vm.id
 
     def start(self, vm_id: str) -> None:
@@ -77,6 +82,7 @@ class Vms:
             _refuse_removed(vm)
             before, vm.wished = vm.wished, Wished.RUNNING
             vm.restarts, vm.next_restart_ms = 0, None
+        faults.point("start.wished")
         try:
             self.reconciler.one(vm_id, start=True)
         except CasemateError:
@@ -87,6 +93,7 @@ class Vms:
     def stop(self, vm_id: str) -> None:
         """Ends a VM by force; a stopped one stays as it is."""
         self._wish(vm_id, Wished.STOPPED)
+        faults.point("stop.wished")
         self.reconciler.one(vm_id)
 
     def shutdown(self, vm_id: str) -> None:
@@ -105,6 +112,7 @@ class Vms:
                 raise Unavailable(
                     f"neither the guest agent nor QEMU took the request: {error.message}"
                 ) from None
+        faults.point("shutdown.asked")
         self._wish(vm_id, Wished.SHUTDOWN, only_from=Wished.RUNNING)
 
     def update(self, change: Change) -> str:
@@ -121,13 +129,16 @@ class Vms:
             if wanted.disk_size > vm.disk_gb:
                 # Before the commit: a disk that is larger than its record harms nobody.
                 disk.grow_data_disk(workdir.data_disk, wanted.disk_size)
+                faults.point("update.grown")
             with self.database.writing() as session:
                 vm = records.get(session, change.id)
                 _refuse_removed(vm)
                 _assign(vm, wanted, checked)
                 records.lease_ports(session, vm, checked.ports)
+                faults.point("update.assigned")
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.update", ", ".join(_names(change)), keep)
+            faults.point("update.committed")
         raw = change.compose_file.encode()
         return compose.app_id(raw).hex() if raw else ""
 
@@ -140,6 +151,7 @@ class Vms:
     def remove(self, vm_id: str) -> None:
         """Marks a VM for removal; the background process ends it and deletes what it had."""
         self._wish(vm_id, Wished.REMOVED)
+        faults.point("remove.marked")
 
     # Questions -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import faults
 from core.files import sync_directory, write_atomic
 
 _REMOVE_TRIES = 5
@@ -63,6 +64,7 @@ class WorkDir:
     def share(self, name: str, content: bytes | str) -> None:
         """Writes one file for the guest."""
         write_atomic(self.shared / name, content)
+        faults.point("folder.shared")
 
     def share_json(self, name: str, value: Any) -> None:
         """Writes one JSON file for the guest."""
@@ -75,6 +77,7 @@ class WorkDir:
     def mirror(self, name: str, value: Any) -> None:
         """Writes one JSON mirror of the record, for import and repair; the row stays the truth."""
         write_atomic(self.path / name, json.dumps(value, indent=1))
+        faults.point("folder.mirrored")
 
     def log(self, channel: str) -> Path:
         """The file of a log channel: serial, stdout or stderr."""
@@ -84,6 +87,8 @@ class WorkDir:
         """Deletes the folder, with what a late log or a guest's last word puts into it meanwhile."""
         for patience in reversed(range(_REMOVE_TRIES)):
             try:
+                shutil.rmtree(self.shared, ignore_errors=True)
+                faults.point("remove.half")
                 shutil.rmtree(self.path)
             except FileNotFoundError:
                 if not self.path.exists():

@@ -16,16 +16,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import boot, http, lists, report, startup, vms
+from tests.bench import boot, http, lists, logs, report, startup, vms
 from tests.bench.context import Bench, load
 
 Measure = Callable[[Bench], Iterator[report.Line]]
 # The keys of performance.md section 3, and what measures them together.
 GROUPS: dict[tuple[str, ...], Measure] = {
     ("P1", "P2"): vms.measure,
-    ("P3",): lists.measure,
+    ("P3", "P4"): lists.measure,
     ("P5",): http.measure,
+    ("P10", "P11"): logs.measure,
     ("P12",): startup.restart,
+    ("P13",): vms.crowd,
     ("P17",): startup.idle,
     ("boot",): boot.measure,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.config import cache_dir
 from image import build, manifest, registry
+from tests.common.service import RunningService
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,18 @@ def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def memory_mb(service: RunningService, *, peak: bool) -> float:
+    """Memory of a service's workers and background process now, or its peak since the last such look."""
+    total_kb = 0
+    for child in service.children():
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        name = "VmHWM" if peak else "VmRSS"
+        total_kb += int(status.partition(f"{name}:")[2].split()[0])
+        if not peak:
+            Path(f"/proc/{child.pid}/clear_refs").write_text("5")  # resets the peak
+    return total_kb / 1024
 
 
 def load() -> float:

@@ -1,4 +1,4 @@
-"""P3: a page of Status with 1 to 5,000 VM records, in the process and over HTTP."""
+"""P3 and P4: a page of Status with 1 to 5,000 VM records, in the process and over HTTP, and all of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import requests
 from flask.testing import FlaskClient
+from marshmallow import Schema, fields
+from sqlalchemy import select
+from sqlalchemy.orm import undefer
 
 import migrations
 from app import create_app
@@ -17,7 +20,7 @@ from core import config as configuration
 from models.base import Database
 from models.port import PortLease
 from models.vm import Vm, VmEvent
-from tests.bench.context import Bench, seconds
+from tests.bench.context import Bench, memory_mb, seconds
 from tests.bench.report import Line, Promise
 from tests.common.service import RunningService
 from vmm.host import Host
@@ -78,6 +81,7 @@ def measure(bench: Bench) -> Iterator[Line]:
         promise=Promise(plus=0),
     )
     yield _over_http(bench)
+    yield from _all_of_them(bench)
 
 
 def _over_http(bench: Bench) -> Line:
@@ -112,6 +116,89 @@ def _over_http(bench: Bench) -> Line:
         peer="with 1 record (a page of 1)",
         peer_samples=taken[1],
     )
+
+
+def _all_of_them(bench: Bench) -> Iterator[Line]:
+    """P4: every record in one answer, beside the floor: the rows, a flat schema and JSON without a service."""
+    service = RunningService(bench.scratch / f"rows-{SIZES[-1]}", bench.scratch)
+    floors: dict[bool, list[float]] = {False: [], True: []}
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    try:
+        service.start()
+        database = Database(service.data_dir / "casemate.db")
+        session = requests.Session()
+        session.headers["Authorization"] = f"Bearer {service.token}"
+        before = memory_mb(service, peak=False)
+        for number in range(bench.rounds + 1):
+            for brief in (False, True):
+                floor = seconds(lambda: _floor(database, brief)) * 1000  # noqa: B023 - used at once
+                own = seconds(lambda: _all(session, service, brief)) * 1000  # noqa: B023
+                if number:
+                    floors[brief].append(floor)
+                    taken[brief].append(own)
+        grown = memory_mb(service, peak=True) - before
+        database.engine.dispose()
+    finally:
+        service.end()
+    for brief in (False, True):
+        yield Line(
+            key="P4",
+            name=f"Status, all {SIZES[-1]:,}, {'brief' if brief else 'full'}",
+            unit="ms",
+            samples=taken[brief],
+            promise=Promise(factor=1.5),
+            peer="rows, flat schema, JSON",
+            peer_samples=floors[brief],
+        )
+    yield Line(
+        key="P4",
+        name="memory that the workers grew by",
+        unit="MB",
+        samples=[max(0.0, grown)],
+        promise=Promise(plus=80),
+    )
+
+
+class _Flat(Schema):
+    """A row as it lies in the table, without what lists leave out."""
+
+    id = fields.Str()
+    name = fields.Str()
+    app_id = fields.Str()
+    image = fields.Str()
+    vcpu = fields.Int()
+    memory_mb = fields.Int()
+    disk_gb = fields.Int()
+    wished = fields.Str()
+    observed = fields.Str()
+    created_ms = fields.Int()
+    started_ms = fields.Int()
+    stopped_ms = fields.Int()
+    options = fields.Raw()
+    ports = fields.List(fields.Nested(Schema.from_dict({"host_port": fields.Int()})))
+    events = fields.List(
+        fields.Nested(Schema.from_dict({"event": fields.Str(), "body": fields.Str()}))
+    )
+
+
+class _FlatWithCompose(_Flat):
+    compose_file = fields.Str()
+    user_config = fields.Str()
+
+
+def _floor(database: Database, brief: bool) -> None:
+    rows = select(Vm).order_by(Vm.created_ms)
+    if not brief:
+        rows = rows.options(undefer(Vm.compose_file), undefer(Vm.user_config))
+    schema = _Flat(many=True) if brief else _FlatWithCompose(many=True)
+    with database.reading() as session:
+        assert len(json.dumps(schema.dump(session.scalars(rows).all()))) > SIZES[-1]
+
+
+def _all(session: requests.Session, service: RunningService, brief: bool) -> None:
+    url = f"{service.base}/prpc/Status"
+    answer = session.post(url, json={"brief": brief}, timeout=120)
+    assert answer.status_code == 200 and len(answer.content) > SIZES[-1] * 100
 
 
 def _asking(session: requests.Session, url: str, size: int) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The programs that Casemate is compared with: a bare QEMU, and gunicorn with a Flask hello."""
+"""The programs that Casemate is compared with: a bare QEMU, libvirt, and gunicorn with a Flask hello."""
 
 from __future__ import annotations
 
@@ -99,6 +99,93 @@ class BareQemu:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+_LIBVIRTD_CONF = """
+unix_sock_dir = "{folder}"
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+"""
+# A device of KVM that opens and does not work costs libvirt seconds at each call: it is hidden from it.
+_WITHOUT_KVM = """
+mount -t tmpfs none /mnt && mkdir -p /mnt/pts /mnt/shm
+for each in null zero random urandom full tty; do touch /mnt/$each; mount --bind /dev/$each /mnt/$each; done
+mount --rbind /dev/pts /mnt/pts; mount --bind /dev/shm /mnt/shm; mount --move /mnt /dev
+exec "$@"
+"""
+_DOMAIN = """
+<domain type='qemu'><name>casemate-bench</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator></devices></domain>
+"""
+
+
+class Libvirt:
+    """A libvirt daemon of our own, and one emulated q35 machine of 128 MiB without devices."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def installed(cls, folder: Path) -> Libvirt | None:
+        """A daemon to start, where libvirt is installed and we may start one."""
+        found = shutil.which("virsh") and shutil.which("libvirtd")
+        return cls(folder) if found and os.geteuid() == 0 else None
+
+    def start_daemon(self) -> None:
+        """Starts libvirtd and waits until it answers."""
+        conf = self.folder / "libvirtd.conf"
+        conf.write_text(_LIBVIRTD_CONF.format(folder=self.folder))
+        (self.folder / "domain.xml").write_text(_DOMAIN)
+        with open(self.folder / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *("unshare", "--mount", "sh", "-c", _WITHOUT_KVM, "sh"),
+                    *("libvirtd", "-f", conf, "-p", self.folder / "pid"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until(self._answers, within_s=60, what="the start of libvirtd")
+        self.create()
+        self.destroy()
+
+    def create(self) -> float:
+        """Seconds for `virsh define` and `virsh start`."""
+        began = time.perf_counter()
+        self._virsh("define", os.fspath(self.folder / "domain.xml"))
+        self._virsh("start", "casemate-bench")
+        return time.perf_counter() - began
+
+    def destroy(self) -> float:
+        """Seconds for `virsh destroy`; the definition goes too."""
+        began = time.perf_counter()
+        self._virsh("destroy", "casemate-bench")
+        took = time.perf_counter() - began
+        self._virsh("undefine", "casemate-bench")
+        return took
+
+    def _answers(self) -> bool:
+        try:
+            self._virsh("list")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def _virsh(self, *arguments: str) -> None:
+        uri = f"qemu:///system?socket={self.folder}/libvirt-sock"
+        subprocess.run(
+            ["virsh", "-c", uri, *arguments], check=True, capture_output=True, timeout=60
+        )
+
+    def end(self) -> None:
+        """Ends the daemon; its machine was destroyed by each round."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=30)
 
 
 class Hello:

@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives import serialization
 
 from attest import eventlog, quote
 from core.proc import run
-from guest import k256
 from tests.common.waiting import free_port, until
 
 START_S = 30.0

@@ -163,7 +163,7 @@ def test_the_administrators_token_is_not_taken_from_the_file(
         ("[cvm.port_mapping]\nrange = [{from = 2, to = 1}]", "cvm.port_mapping.range"),
         ("[cvm.port_mapping]\nrange = [{from = 1, to = 65536}]", "cvm.port_mapping.range"),
         ('[cvm.port_mapping]\nrange = [{protocol = "sctp"}]', "cvm.port_mapping.range"),
-        ("[server]\nthreads = 0", "server"),
+        ("[server]\nthreads = 0", "server.threads"),
     ],
 )
 def test_a_bad_value_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:

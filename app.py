@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from threading import BoundedSemaphore
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, g, render_template, request, session
+from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import vmm.console
 import vmm.guest_routes
 import vmm.log_routes
+import vmm.metrics_routes
 import vmm.routes
 import vmm.rpc
+from accounts.credentials import Credentials
+from accounts.roles import OPERATOR, Caller
 from accounts.service import Accounts
 from accounts.tokens import session_key
 from core.config import Config
-from core.errors import CasemateError, Conflict, Unauthenticated, status_of
+from core.errors import CasemateError, Conflict, Forbidden, RateLimited, Unauthenticated, status_of
 from models.base import Database, is_disk_full
 from vmm.host import Host
 from vmm.service import Vms
@@ -28,18 +34,39 @@ logger = logging.getLogger(__name__)
 
 # The pages ask for the token themselves.
 OPEN = {"console"}
+# What asks for no operator but only for a caller: it looks itself at what is the caller's, or it is nobody's
+# (None: there is no such path).
+FOR_ANY_CALLER = {"logs", "openapi", None}
 BODY_LIMIT = 10 * 1024**2
+
+
+@dataclass(frozen=True)
+class Surface:
+    """How the paths at and below some prefixes say no."""
+
+    prefixes: tuple[str, ...]
+    refusal: Callable[[str, int], Response]
+    # Where its documents want another status than core/errors.py.
+    statuses: Mapping[type[CasemateError], int] = field(default_factory=dict)
+    # What a browser may ask the person for, and a program is told (WWW-Authenticate).
+    challenge: str = 'Basic realm="casemate"'
+
+    def has(self, path: str) -> bool:
+        """Whether a path is one of its."""
+        return any(path == each or path.startswith(each + "/") for each in self.prefixes)
 
 
 def create_app(config: Config, host: Host) -> Flask:
     """The application for one data directory, whose database is migrated already."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
-    app.extensions["accounts"] = Accounts.of(config)
+    database = Database(config.database)
+    app.extensions["accounts"] = Accounts.of(config, database)
     app.extensions["stream_places"] = BoundedSemaphore(max(1, config.server.threads // 2))
-    app.extensions["vms"] = Vms(config, Database(config.database), host)
+    app.extensions["vms"] = Vms(config, database, host)
 
     app.secret_key = session_key(config.data_dir)
+    app.session_interface = Sessions()
     app.config.update(SESSION_COOKIE_HTTPONLY=True, SESSION_COOKIE_SAMESITE="Strict")
     app.add_template_filter(moment)
 
@@ -47,11 +74,21 @@ def create_app(config: Config, host: Host) -> Flask:
     app.register_blueprint(vmm.routes.blueprint)
     app.register_blueprint(vmm.guest_routes.blueprint)
     app.register_blueprint(vmm.log_routes.blueprint)
+    app.register_blueprint(vmm.metrics_routes.blueprint)
 
     app.before_request(_authenticate)
     app.after_request(_sign)
+    vmm.metrics_routes.count_requests(app)
     app.register_error_handler(Exception, _refuse)
     return app
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Session cookies that a browser gives back over TLS alone, where they came over TLS."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        """Whether this request came over TLS, if need be to the proxy in front."""
+        return request.is_secure
 
 
 def moment(seconds: float) -> str:
@@ -61,14 +98,31 @@ def moment(seconds: float) -> str:
 
 def _authenticate() -> None:
     # Runs before any body is read: a stranger's upload is not taken in.
-    if request.blueprint in OPEN or request.endpoint == "static":
-        return
-    if request.blueprint in vmm.console.READ_WITH_SESSION and vmm.console.signed_in():
+    if request.endpoint == "static":
         return
     accounts: Accounts = current_app.extensions["accounts"]
-    accounts.authenticate(
-        request.headers.get("Authorization", ""), request.headers.get("X-Admin-Token", "")
+    if request.blueprint in OPEN:
+        g.caller = accounts.caller_of(session.get("caller", ""))
+        return
+    g.caller = _caller(accounts)
+    if request.blueprint not in FOR_ANY_CALLER and not g.caller.is_operator:
+        raise Forbidden(f"this is for operators, and {g.caller.name} is none")
+
+
+def _caller(accounts: Accounts) -> Caller:
+    if not accounts.enabled:
+        return OPERATOR
+    reads = request.method in ("GET", "HEAD")
+    if reads and request.blueprint in {*vmm.console.READ_WITH_SESSION, None}:
+        signed_in = accounts.caller_of(session.get("caller", ""))
+        if signed_in is not None:
+            return signed_in
+    given = Credentials.of(
+        request.headers.get("Authorization", ""),
+        request.headers.get("X-Admin-Token", ""),
+        request.args.get("token", "") if request.method == "GET" else "",
     )
+    return accounts.authenticate(given)
 
 
 def _sign(response: Response) -> Response:
@@ -80,23 +134,49 @@ def _sign(response: Response) -> Response:
 
 def _refuse(error: Exception) -> Response:
     """Any error as the body of the surface that the path belongs to."""
-    if isinstance(error, CasemateError):
-        # On the VMM a clash of names, ports or states is a bad request (vmm.md section 2).
-        status = 400 if isinstance(error, Conflict) else status_of(error)
-        message = error.message
-    elif isinstance(error, HTTPException) and error.code is not None:
-        status = error.code
-        message = f"{request.path}: {error.description or error.name}"
-    elif is_disk_full(error):
-        logger.error("the disk is full: %s", error)
-        status, message = 503, "the disk of this host is full; nothing was changed"
-    else:
-        reference = secrets.token_hex(6)
-        logger.error("request failed, reference %s", reference, exc_info=error)
-        status, message = 500, f"internal error; the service log has it under {reference}"
-    response = vmm.rpc.refusal(message, status)
+    surface = next((each for each in SURFACES if each.has(request.path)), VMM)
+    status, message = _told(error, surface)
+    response = surface.refusal(message, status)
     if isinstance(error, Unauthenticated):
-        response.headers["WWW-Authenticate"] = 'Basic realm="casemate"'
+        response.headers["WWW-Authenticate"] = surface.challenge
+    if isinstance(error, RateLimited):
+        response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, MethodNotAllowed):
         response.allow.update(error.valid_methods or ())
     return response
+
+
+def _told(error: Exception, surface: Surface) -> tuple[int, str]:
+    """The status of an error on a surface, and what its caller may know of it."""
+    if isinstance(error, CasemateError):
+        return surface.statuses.get(type(error), status_of(error)), error.message
+    if isinstance(error, HTTPException) and error.code is not None:
+        return error.code, f"{request.path}: {error.description or error.name}"
+    if is_disk_full(error):
+        logger.error("the disk is full: %s", error)
+        return 503, "the disk of this host is full; nothing was changed"
+    reference = secrets.token_hex(6)
+    logger.error("request failed, reference %s", reference, exc_info=error)
+    return 500, f"internal error; the service log has it under {reference}"
+
+
+def _page(message: str, status: int) -> Response:
+    node = current_app.extensions["vms"].config.node_name
+    text = render_template(
+        "refusal.html", node=node, version=VERSION, message=message, status=status
+    )
+    return Response(text, status, headers={"Content-Security-Policy": vmm.console.CSP})
+
+
+# On the VMM a clash of names, ports or states is a bad request (vmm.md section 2).
+VMM = Surface(
+    ("/prpc", "/guest", "/logs", "/api-docs", "/metrics"), vmm.rpc.refusal, {Conflict: 400}
+)
+# A browser that is asked for Basic shows a window of its own; the pages have a form.
+PAGES = Surface(
+    ("/", "/v0", "/v1", "/beta", "/console", "/sign-in", "/static"),
+    _page,
+    challenge='Bearer realm="casemate"',
+)
+# The first that has the path; the VMM speaks where none has.
+SURFACES = (VMM, PAGES)

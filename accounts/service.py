@@ -1,74 +1,153 @@
-"""Authentication: the configured tokens and the administrator's.
-
-Users, projects and roles join with the tenant surfaces.
-"""
+"""Who is calling, and what they may touch: asked of the database each time, so that nothing outlives its end."""
 
 from __future__ import annotations
 
-import base64
-import hmac
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 from accounts import tokens
+from accounts.credentials import Credentials
+from accounts.htpasswd import Htpasswd
+from accounts.roles import OPERATOR, Caller, GlobalRole, ProjectRole
 from core.config import Config
-from core.errors import Unauthenticated
+from core.errors import Forbidden, Unauthenticated
+from models.account import Member, Token
+from models.base import Database
+
+logger = logging.getLogger(__name__)
+
+# When a token was used last is kept to the hour: a read must not cost a write each time.
+USED_TO_MS = 3_600_000
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """Who may call; holds digests, never tokens."""
+    """The users of one data directory; holds digests, never tokens."""
 
-    enabled: bool
+    enabled: bool  # [auth] enabled, which guards the VMM's own interface alone
     digests: tuple[bytes, ...]
+    htpasswd: Htpasswd | None
+    database: Database
 
     @classmethod
-    def of(cls, config: Config) -> Accounts:
+    def of(cls, config: Config, database: Database) -> Accounts:
         """The accounts of a configuration; makes the administrator's token when there is none."""
         admin = tokens.admin_token(config.data_dir, config.admin_token)
+        file = config.auth.htpasswd_file
         return cls(
             enabled=config.auth.enabled,
-            digests=tuple(tokens.digest(token) for token in (*config.auth.tokens, admin)),
+            digests=tuple(tokens.digest(each) for each in (*config.auth.tokens, admin) if each),
+            htpasswd=Htpasswd(file) if file.name else None,
+            database=database,
         )
 
-    def authenticate(self, authorization: str, admin_token: str) -> None:
-        """Raises Unauthenticated unless authentication is off or a valid token is given.
+    def authenticate(self, given: Credentials) -> Caller:
+        """The caller whom one of the credentials stands for; Unauthenticated when none does."""
+        for token in given.tokens:
+            if caller := self._find(tokens.digest(token)):
+                return caller
+        if self.htpasswd and given.login and (entry := self.htpasswd.check(*given.login)):
+            return replace(OPERATOR, name=given.login[0], digest=entry)
+        raise Unauthenticated("a valid token is needed: Authorization: Bearer <token>")
 
-        `authorization` and `admin_token` are the texts of the headers Authorization and X-Admin-Token,
-        empty when absent.  Taken: Bearer, and Basic with the token as password, or as user with an
-        empty password (vmm.md section 12).
+    def still_valid(self, caller: Caller) -> bool:
+        """Whether a caller's credential stands for the same account with the same rights as before."""
+        if not caller.digest:  # none was needed
+            return not self.enabled
+        return self._find(caller.digest) == caller
+
+    def session_of(self, token: str, user: str = "") -> str:
+        """What a signed-in browser keeps instead of the token, or of the password of a `user`.
+
+        Unauthenticated when it is wrong, Forbidden when its owner is no operator.
         """
+        try:
+            caller = self.authenticate(
+                Credentials((token,) if token else (), (user, token) if user and token else None)
+            )
+        except Unauthenticated:
+            raise Unauthenticated("this is not a valid token") from None
+        if not caller.is_operator:
+            raise Forbidden(f"these pages are for operators, and {caller.name} is none")
+        return caller.digest.hex()
+
+    def caller_of(self, session: str) -> Caller | None:
+        """The operator whom a browser's session stands for, as long as the credential is valid."""
         if not self.enabled:
-            return
-        given = [*_of_authorization(authorization), admin_token]
-        if not any(self.knows(token) for token in given):
-            raise Unauthenticated("a valid token is needed: Authorization: Bearer <token>")
+            return OPERATOR
+        caller = self._find(bytes.fromhex(session)) if session else None
+        return caller if caller and caller.is_operator else None
 
-    def knows(self, token: str) -> bool:
-        """Whether a token is valid."""
-        return bool(token) and tokens.matches(token, self.digests)
+    def roles(self, caller: Caller) -> dict[str, ProjectRole]:
+        """The caller's role in each of their projects, the first project first."""
+        asked = select(Member.project_id, Member.role).where(Member.user_id == caller.user_id)
+        with self.database.reading() as session:
+            return {
+                project_id: ProjectRole(role)
+                for project_id, role in session.execute(asked.order_by(Member.id))
+            }
 
-    def session_of(self, token: str) -> str:
-        """What a signed-in browser keeps instead of the token; Unauthenticated when that is wrong."""
-        if not self.knows(token):
-            raise Unauthenticated("this is not a valid token")
-        return tokens.digest(token).hex()
+    def home(self, caller: Caller) -> str:
+        """The project that a caller's new things belong to; Forbidden when they are in none."""
+        roles = self.roles(caller)
+        if caller.project_id in roles:
+            return str(caller.project_id)
+        for project_id in roles:
+            return project_id
+        raise Forbidden(f"{caller.name} is a member of no project")
 
-    def allows_session(self, session: str) -> bool:
-        """Whether a browser's session still stands for a valid token."""
-        return not self.enabled or any(
-            hmac.compare_digest(session, known.hex()) for known in self.digests
+    def may_see(self, caller: Caller, project_id: str | None) -> bool:
+        """Whether a caller may see what belongs to a project; None is no project at all."""
+        return caller.is_operator or project_id in self.roles(caller)
+
+    def while_allowed(
+        self, caller: Caller, project_id: str | None, pieces: Iterator[str]
+    ) -> Iterator[str]:
+        """A long stream that ends instead of giving a piece which its caller may not see any more."""
+        for piece in pieces:
+            if not (self.still_valid(caller) and self.may_see(caller, project_id)):
+                return
+            yield piece
+
+    def _find(self, digest: bytes) -> Caller | None:
+        if tokens.is_among(digest, self.digests):
+            return replace(OPERATOR, digest=digest)
+        if self.htpasswd and (name := self.htpasswd.named(digest)):
+            return replace(OPERATOR, name=name, digest=digest)
+        with self.database.reading() as session:
+            token = session.scalar(select(Token).where(Token.digest == digest))
+        if token is None or not tokens.is_among(digest, (token.digest,)) or not _is_good(token):
+            return None
+        self._note_use(token)
+        return Caller(
+            token.user_id,
+            token.user.name,
+            token.user.role == GlobalRole.ADMIN,
+            token.project_id,
+            digest,
         )
 
-
-def _of_authorization(header: str) -> list[str]:
-    scheme, _, value = header.partition(" ")
-    value = value.strip()
-    if scheme.lower() == "bearer":
-        return [value]
-    if scheme.lower() == "basic":
+    def _note_use(self, token: Token) -> None:
+        now = _now_ms()
+        if token.used_ms is not None and now - token.used_ms < USED_TO_MS:
+            return
         try:
-            user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
-        except ValueError:  # not base64, or not text inside
-            return []
-        return [password or user]
-    return []
+            with self.database.writing() as session:
+                session.execute(update(Token).where(Token.id == token.id).values(used_ms=now))
+        except OperationalError as error:
+            # A full disk must not keep people from reading.
+            logger.warning("the use of a token was not noted: %s", error.orig)
+
+
+def _is_good(token: Token) -> bool:
+    has_expired = token.expires_ms is not None and token.expires_ms <= _now_ms()
+    return token.user.active and token.revoked_ms is None and not has_expired
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -23,9 +23,8 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
-def matches(token: str, digests: Iterable[bytes]) -> bool:
-    """Whether a token is one of those kept, in a time that tells nothing about them."""
-    given = digest(token)
+def is_among(given: bytes, digests: Iterable[bytes]) -> bool:
+    """Whether a digest is one of those kept, in a time that tells nothing about them."""
     found = False
     for known in digests:
         found |= hmac.compare_digest(given, known)

@@ -41,3 +41,13 @@ def mr_aggregated(
 def device_id(ppid: bytes) -> bytes:
     """The machine's public name: the hash of its platform id."""
     return hashlib.sha256(ppid).digest()
+
+
+def snp_mr_system(measurement: bytes) -> bytes:
+    """mr_system of a SEV-SNP VM, which has one measurement."""
+    return hashlib.sha256(measurement).digest()
+
+
+def snp_mr_aggregated(measurement: bytes, host_data: bytes) -> bytes:
+    """mr_aggregated of a SEV-SNP VM: its measurement and what the host bound to it at launch."""
+    return hashlib.sha256(measurement + host_data).digest()

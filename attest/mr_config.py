@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
-from Crypto.Hash import keccak
-
-from attest.errors import Malformed
+from attest.errors import Malformed, Mismatch
+from core.k256 import keccak256
 
 SIZE = 48
 KINDS = {"none": 0, "local": 1, "kms": 2, "tpm": 3}
@@ -21,12 +20,19 @@ _HASH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class MrConfig:
-    """A version 3 document as the host wrote it; absent fields are empty."""
+class Identity:
+    """Which app a VM runs, and as which instance of it."""
 
     app_id: bytes = b""
     compose_hash: bytes = b""
     instance_id: bytes = b""
+
+
+@dataclass(frozen=True)
+class MrConfig:
+    """A version 3 document as the host wrote it; absent fields are empty."""
+
+    identity: Identity
     key_provider: str = ""
     key_provider_id: bytes = b""
 
@@ -38,9 +44,8 @@ def version_1(compose_hash: bytes) -> bytes:
 
 def version_2(compose_hash: bytes, app_id: bytes, kind: str, key_provider_id: bytes) -> bytes:
     """MRCONFIGID over compose hash, app id and key provider (`kind` of KINDS)."""
-    digest = keccak.new(digest_bits=256)
-    digest.update(compose_hash + app_id + bytes([KINDS[kind]]) + key_provider_id)
-    return (b"\x02" + digest.digest()).ljust(SIZE, b"\0")
+    digest = keccak256(compose_hash + app_id + bytes([KINDS[kind]]) + key_provider_id)
+    return (b"\x02" + digest).ljust(SIZE, b"\0")
 
 
 def host_data(document: str) -> bytes:
@@ -62,12 +67,42 @@ def parse(document: str) -> MrConfig:
     if not isinstance(given, dict) or given.get("version") != 3:
         raise Malformed("mr_config: not a version 3 document")
     return MrConfig(
-        app_id=_hex(given, "app_id"),
-        compose_hash=_hex(given, "compose_hash"),
-        instance_id=_hex(given, "instance_id"),
+        identity=Identity(
+            app_id=_hex(given, "app_id"),
+            compose_hash=_hex(given, "compose_hash"),
+            instance_id=_hex(given, "instance_id"),
+        ),
         key_provider=_text(given, "key_provider"),
         key_provider_id=_hex(given, "key_provider_id"),
     )
+
+
+def check(
+    mr_config_id: bytes, identity: Identity, provider: tuple[str, bytes], document: str
+) -> None:
+    """Refuses (Mismatch) an MRCONFIGID, not zero, that binds another identity than the one measured.
+
+    `provider` is kind (of KINDS) and id; `document` the version 3 text, without which version 3 says nothing.
+    """
+    kind = mr_config_id[0]
+    if kind == 1:
+        expected = version_1(identity.compose_hash)
+    elif kind == 2 and provider[0] in KINDS:
+        expected = version_2(identity.compose_hash, identity.app_id, *provider)
+    elif kind == 3:
+        expected = version_3(document) if document else mr_config_id
+        _check_document(document, identity)
+    else:
+        raise Mismatch("MRCONFIGID of the quote is of an unknown form")
+    if mr_config_id != expected:
+        raise Mismatch("MRCONFIGID of the quote binds another app than the one measured")
+
+
+def _check_document(document: str, identity: Identity) -> None:
+    said = parse(document).identity if document else Identity()
+    pairs = zip(astuple(said), astuple(identity), strict=True)
+    if any(given and given != measured for given, measured in pairs):
+        raise Mismatch("the mr_config document names another app than the one measured")
 
 
 def _text(given: dict[str, object], key: str) -> str:

@@ -6,41 +6,41 @@ Source: attestation.md section 6.  Whatever needs a network or a disk is asked o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from attest import eventlog, measure, mr_config, policy, vm_config
+from attest import eventlog, measure, mr_config, os_image, policy, snp, vm_config
 from attest.boot_info import SEV_SNP, TDX, BootInfo
 from attest.errors import Malformed, Mismatch, VerificationError
 from attest.eventlog import Event
 from attest.evidence import Attestation, SnpEvidence, TdxEvidence
+from attest.mr_config import Identity, MrConfig
+from attest.os_image import KnownImage
 from attest.quote import TdReport
-from attest.verify import Claim, RootName, VerifiedTdx, read_claim, verify_claim
+from attest.root import RootName
+from attest.verify import Claim, VerifiedTdx, read_claim, verify_claim
 
 APP_ID_SIZE = 20
 HASH_SIZE = 32
 
 
-@dataclass(frozen=True)
-class KnownImage:
-    """An image that the verifier has itself, found by its os image hash."""
-
-    version: str
-    is_dev: bool
-    measurement: bytes | None = field(repr=False)
+def _no_image(os_image_hash: bytes) -> KnownImage | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Trust:
     """What a verifier goes by: the time, its roots (None: the vendor's), collateral, the images it has.
 
-    `collateral` answers a quote's claim with QuoteCollateralV3 JSON, or raises a VerificationError.
+    `collateral` answers a quote's claim with QuoteCollateralV3 JSON and a SEV-SNP report, if the evidence has no
+    certificates, with its chain in PEM, or raises a VerificationError.  Roots are in DER.
     """
 
     now: int
-    collateral: Callable[[Claim], str]
+    collateral: Callable[[Claim | snp.Report], str]
     tdx_root: bytes | None = None
-    image: Callable[[bytes], KnownImage | None] = lambda os_image_hash: None
+    snp_root: bytes | None = None
+    image: Callable[[bytes], KnownImage | None] = _no_image
     check_image: bool = True
 
 
@@ -104,18 +104,16 @@ def verify_evidence(attestation: Attestation, trust: Trust) -> Verified:
     platform = attestation.platform
     variant = TDX if isinstance(platform, TdxEvidence) else SEV_SNP
     known = Verified(variant, attestation.report_data)
+    if isinstance(platform, TdxEvidence):
+        steps = _tdx_steps(attestation, platform, trust, known)
+    else:
+        steps = _snp_steps(attestation, platform, trust, known)
     try:
-        for known in _steps(attestation, trust, known):
-            pass
+        for step in steps:
+            known = step
     except VerificationError as error:
-        return replace(known, reason=error.message, boot_info=None, boot_time_info=None)
+        return replace(known, reason=error.message)
     return known
-
-
-def _steps(attestation: Attestation, trust: Trust, known: Verified) -> Iterator[Verified]:
-    if isinstance(attestation.platform, SnpEvidence):
-        raise Malformed("attestation: SEV-SNP evidence is not supported")
-    return _tdx_steps(attestation, attestation.platform, trust, known)
 
 
 def _tdx_steps(
@@ -123,35 +121,108 @@ def _tdx_steps(
 ) -> Iterator[Verified]:
     claim = read_claim(platform.quote, trust.tdx_root)
     genuine = verify_claim(claim, trust.collateral(claim), trust.now)
-    report = genuine.quote.report
-    known = replace(
-        known,
-        quote_verified=True,
-        root=genuine.root,
-        tcb_status=genuine.tcb_status,
-        advisory_ids=genuine.advisory_ids,
+    report, events = genuine.quote.report, platform.event_log
+    yield (
+        known := replace(
+            known,
+            quote_verified=True,
+            root=genuine.root,
+            tcb_status=genuine.tcb_status,
+            advisory_ids=genuine.advisory_ids,
+        )
     )
-    yield known
-    if not platform.event_log:
-        policy.check_report_data(report, attestation.report_data)
+    policy.check_report_data(report, attestation.report_data)
+    if not events:
         raise Mismatch("event log is required")
-    policy.check_evidence(report, platform.event_log, attestation.report_data)
+    policy.check_evidence(report, events, attestation.report_data)
     policy.check_one_log(attestation)
-    known = replace(known, event_log_verified=True)
-    yield known
+    yield (known := replace(known, event_log_verified=True))
     config = vm_config.parse(attestation.config)
-    app = _tdx_app(genuine, platform.event_log, config.os_image_hash)
+    app = _tdx_app(genuine, events, config.os_image_hash)
     provider = _key_provider(app.key_provider_info)
-    known = replace(known, app_info=app, key_provider=provider)
-    yield known
-    _check_mr_config(report, app, provider, config.mr_config)
+    yield (known := replace(known, app_info=app, key_provider=provider))
+    identity = Identity(app.app_id, app.compose_hash, app.instance_id)
+    if any(report.mr_config_id):
+        mr_config.check(
+            report.mr_config_id, identity, _document_provider(provider), config.mr_config
+        )
     if trust.check_image:
-        known = _with_image(known, trust)
-        raise Mismatch("the os image cannot be checked")
+        image = trust.image(config.os_image_hash)
+        os_image.check_tdx(report, events, config, image)
+        known = _with_image(known, image)
     yield replace(
         known,
-        boot_info=_boot_info(known, app),
-        boot_time_info=_boot_info(known, _at_boot(report, app, platform.event_log)),
+        boot_info=_boot_info(known, app, app.device_id),
+        boot_time_info=_boot_info(known, _at_boot(report, app, events), app.device_id),
+    )
+
+
+def _snp_steps(
+    attestation: Attestation, platform: SnpEvidence, trust: Trust, known: Verified
+) -> Iterator[Verified]:
+    report = snp.parse(platform.report)
+    given = platform.cert_chain or (trust.collateral(report).encode(),)
+    genuine = snp.verify_snp(report, snp.certificates(given), trust.now, trust.snp_root)
+    yield (
+        known := replace(
+            known, quote_verified=True, root=genuine.root, tcb_status=report.tcb_status
+        )
+    )
+    if report.report_data != attestation.report_data:
+        raise Mismatch("the report data in the report is not the expected one")
+    config = vm_config.parse(attestation.config)
+    document = platform.mr_config or config.mr_config
+    if mr_config.host_data(document) != report.host_data:
+        raise Mismatch("the host data of the report is not the hash of the mr_config document")
+    measured = mr_config.parse(document)
+    _check_said(attestation.runtime_events, measured.identity)
+    app = _snp_app(report, measured, config.os_image_hash)
+    provider = _key_provider(app.key_provider_info)
+    yield (known := replace(known, event_log_verified=True, app_info=app, key_provider=provider))
+    if trust.check_image:
+        image = trust.image(config.os_image_hash)
+        os_image.check_snp(report.measurement, config, image)
+        known = _with_image(known, image)
+    # A KMS knows a SEV-SNP machine by its chip id itself (kms.md section 4).
+    boot_info = _boot_info(known, app, report.chip_id)
+    yield replace(known, boot_info=boot_info, boot_time_info=boot_info)
+
+
+def _with_image(known: Verified, image: KnownImage | None) -> Verified:
+    known = replace(known, os_image_hash_verified=True)
+    if image is None:
+        return known
+    return replace(known, os_image_is_dev=image.is_dev, os_image_version=image.version)
+
+
+def _check_said(events: Sequence[Event], measured: Identity) -> None:
+    """SEV-SNP measures no events: what they say of the VM's identity must be what its launch says."""
+    for name, value in (
+        ("app-id", measured.app_id),
+        ("compose-hash", measured.compose_hash),
+        ("instance-id", measured.instance_id),
+    ):
+        if eventlog.platform_payload(events, name) not in (None, value):
+            raise Mismatch(f"the event {name} is not what the mr_config document says")
+
+
+def _snp_app(report: snp.Report, measured: MrConfig, os_image_hash: bytes) -> AppInfo:
+    identity = measured.identity
+    _check_size("app-id", identity.app_id, APP_ID_SIZE)
+    _check_size("compose-hash", identity.compose_hash, HASH_SIZE)
+    provider = {"name": measured.key_provider, "id": measured.key_provider_id.hex()}
+    info = json.dumps(provider, separators=(",", ":")).encode() if measured.key_provider else b""
+    return AppInfo(
+        app_id=identity.app_id,
+        compose_hash=identity.compose_hash,
+        instance_id=identity.instance_id,
+        device_id=measure.device_id(report.chip_id),
+        mrtd=b"",
+        rtmrs=(),
+        mr_system=measure.snp_mr_system(report.measurement),
+        mr_aggregated=measure.snp_mr_aggregated(report.measurement, report.host_data),
+        os_image_hash=os_image_hash,
+        key_provider_info=info,
     )
 
 
@@ -176,9 +247,13 @@ def _event(events: tuple[Event, ...], name: str, size: int) -> bytes:
     payload = eventlog.platform_payload(events, name)
     if payload is None:
         raise Mismatch(f"the event log has no {name} before system-ready")
-    if len(payload) != size:
-        raise Malformed(f"the event {name} has {len(payload)} bytes instead of {size}")
+    _check_size(name, payload, size)
     return payload
+
+
+def _check_size(name: str, value: bytes, size: int) -> None:
+    if len(value) != size:
+        raise Malformed(f"the measured {name} has {len(value)} bytes instead of {size}")
 
 
 def _mr_aggregated(report: TdReport, rtmr3: bytes) -> bytes:
@@ -214,17 +289,17 @@ def _key_provider(info: bytes) -> KeyProvider | None:
     return KeyProvider(name, identity)
 
 
-def _check_mr_config(
-    report: TdReport, app: AppInfo, provider: KeyProvider | None, document: str
-) -> None:
-    """MRCONFIGID is the host's word from before the boot: where it is of a known form it must agree."""
+def _document_provider(provider: KeyProvider | None) -> tuple[str, bytes]:
+    """The key provider as MRCONFIGID names it: the guest's event says `local-sgx` for `local`."""
+    if provider is None:
+        return "none", b""
+    try:
+        return provider.name.removesuffix("-sgx"), bytes.fromhex(provider.id)
+    except ValueError:
+        raise Malformed("the id in the event key-provider is not hex text") from None
 
 
-def _with_image(known: Verified, trust: Trust) -> Verified:
-    return known
-
-
-def _boot_info(known: Verified, app: AppInfo) -> BootInfo:
+def _boot_info(known: Verified, app: AppInfo, device_id: bytes) -> BootInfo:
     return BootInfo(
         tee_variant=known.tee_variant,
         mr_aggregated=app.mr_aggregated,
@@ -233,7 +308,7 @@ def _boot_info(known: Verified, app: AppInfo) -> BootInfo:
         app_id=app.app_id,
         compose_hash=app.compose_hash,
         instance_id=app.instance_id,
-        device_id=app.device_id,
+        device_id=device_id,
         key_provider_info=app.key_provider_info,
         tcb_status=known.tcb_status,
         advisory_ids=known.advisory_ids,

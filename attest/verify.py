@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from attest import pck, policy, quote
 from attest.errors import Malformed, NotGenuine
 from attest.quote import TdxQuote
+from attest.root import RootName, custom_name
 
 if TYPE_CHECKING:
     import dcap_qvl
@@ -26,8 +27,6 @@ MAX_COLLATERAL_CHARS = 1024 * 1024
 
 _UNIX_TIME_MAX = 2**53
 _OUT_OF_DATE = ("expired", "Expired", "issue date is in the future", "NotValidYet")
-
-RootName = Literal["intel", "simulated", "custom"]
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,7 @@ def _check_root(last: x509.Certificate, root_ca_der: bytes | None) -> RootName:
     is_intel = root.fingerprint(hashes.SHA256()).hex() == INTEL_ROOT_SHA256
     if last != root or (root_ca_der is None and not is_intel):
         raise NotGenuine("quote: its certificate chain does not end in the trusted root")
-    if is_intel:
-        return "intel"
-    # Only the owner of the configuration chose this root, so its own name can be believed.
-    return "simulated" if "Simulated" in root.subject.rfc4514_string() else "custom"
+    return "intel" if is_intel else custom_name(root)
 
 
 def _certificate(der: bytes) -> x509.Certificate:

@@ -30,9 +30,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class SnpVm:
-    """How a SEV-SNP VM was launched: the proof of its image, and what the image does not say."""
+    """How a SEV-SNP VM was launched: the proof of its image if any, and what the image does not say."""
 
-    proof: Proof
+    proof: Proof | None
     vcpus: int
     vcpu_type: str
     guest_features: int
@@ -103,7 +103,8 @@ def _snp(value: object) -> SnpVm:
     what = "sev_snp_measurement"
     given = _object(value, what)
     return SnpVm(
-        proof=_proof(given, what),
+        # Older hosts wrote the inputs themselves, which nothing binds to the image.
+        proof=_proof(given, what) if "checksum_file" in given else None,
         vcpus=_whole(given, "vcpus"),
         vcpu_type=_text(given, "vcpu_type"),
         guest_features=_whole(given, "guest_features"),

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from cli.completion import images
+from cli.terminal import Steps, print_json, print_table
+
+if TYPE_CHECKING:
+    from image.registry import Image
+
+CONFIG = click.option(
+    "-c", "--config", "config_file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="TOML file.  Default: that of the running service.",
+)  # fmt: skip
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
 @click.group()
@@ -18,62 +29,80 @@ def image() -> None:
 @image.command()
 @click.option("--dev", is_flag=True, help="The variant with a root shell on the serial console.")
 @click.option(
-    "-c", "--config", "config_file", type=click.Path(path_type=Path, dir_okay=False, exists=True)
+    "--sev-firmware",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="An OVMF with a table of kernel hashes, for SEV-SNP hosts.",
 )
-def build(dev: bool, config_file: Path | None) -> None:
+@CONFIG
+@AS_JSON
+def build(dev: bool, sev_firmware: Path | None, config_file: Path | None, as_json: bool) -> None:
     """Build the guest image, unless an identical one is cached, install it and print its folder."""
-    from core.config import cache_dir, load
+    from core.config import cache_dir
     from image.build import Variant, install
     from image.build import build as build_image
+    from image.registry import load
 
-    variant = Variant.DEV if dev else Variant.PRODUCTION
-    cached = build_image(variant, cache_dir(), _Steps().show)
-    click.echo(install(cached, load(config_file).image.path))
+    variant, steps = (Variant.DEV if dev else Variant.PRODUCTION), Steps()
+    try:
+        cached = build_image(variant, cache_dir(), steps.show)
+    finally:
+        steps.end()
+    installed = install(cached, folder(config_file))
+    if as_json:
+        print_json(_described(load(installed.parent, installed.name)))
+    else:
+        click.echo(installed)
 
 
 @image.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
-@click.option(
-    "-c", "--config", "config_file", type=click.Path(path_type=Path, dir_okay=False, exists=True)
-)
+@AS_JSON
+@CONFIG
 def ls(as_json: bool, config_file: Path | None) -> None:
     """List the installed images; folders that are none are named on standard error."""
-    from core.config import load
     from image.registry import broken_images, list_images
 
-    path = load(config_file).image.path
-    images = list_images(path)
+    path = folder(config_file)
+    found = list_images(path)
     if as_json:
-        rows = [
-            {
-                "name": i.name,
-                "version": i.version,
-                "is_dev": i.is_dev,
-                "digest": i.digest,
-                "path": str(i.directory),
-            }
-            for i in images
-        ]
-        click.echo(json.dumps(rows, indent=2))
+        print_json([_described(each) for each in found])
     else:
-        for found in images:
-            kind = "dev" if found.is_dev else "production"
-            click.echo(f"{found.name:32} {found.version:10} {kind:10} {found.digest}")
+        kinds = {True: "dev", False: "production"}
+        rows = [(each.name, each.version, kinds[each.is_dev], each.digest) for each in found]
+        print_table(("NAME", "VERSION", "KIND", "DIGEST"), rows)
     for reason in broken_images(path).values():
         click.echo(reason, err=True)
 
 
-@image.command()
-@click.argument("name")
-@click.option(
-    "-c", "--config", "config_file", type=click.Path(path_type=Path, dir_okay=False, exists=True)
-)
-def rm(name: str, config_file: Path | None) -> None:
-    """Remove an installed image; the cache keeps what it was built from."""
-    from core.config import load
-    from image.registry import remove
+def _described(image: Image) -> dict[str, object]:
+    return {
+        "name": image.name,
+        "version": image.version,
+        "is_dev": image.is_dev,
+        "digest": image.digest,
+        "path": str(image.directory),
+    }
 
-    remove(load(config_file).image.path, name)
+
+@image.command()
+@click.argument("name", shell_complete=images)
+@CONFIG
+@AS_JSON
+def rm(name: str, config_file: Path | None, as_json: bool) -> None:
+    """Remove an installed image; the cache keeps what it was built from.
+
+    A service that runs on the same folder is asked, and refuses while one of its VMs needs the image.
+    """
+    from cli.client import Client
+    from image.registry import remove
+    from vmm import discovery
+
+    path = folder(config_file)
+    if any(entry.get("image_path") == str(path) for entry in discovery.running()):
+        Client.found().call("prpc/DeleteImage", id=name)
+    else:
+        remove(path, name)
+    if as_json:
+        print_json({"name": name})
 
 
 @image.command()
@@ -82,26 +111,17 @@ def lock() -> None:
     from image.packages import LOCK_FILE
     from image.resolve import lock as renew
 
-    packages = renew(_Steps().show)
+    packages = renew(Steps().show)
     click.echo(f"{len(packages)} packages in {LOCK_FILE}")
 
 
-class _Steps:
-    """Shows a build on standard error: each step once, with the seconds since the start, downloads in per cent."""
+def folder(config_file: Path | None) -> Path:
+    """Where images are installed: as a file or the environment says, else where the running service looks."""
+    from core.config import load
+    from vmm import discovery
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-        self._last = ""
-
-    def show(self, step: str, fraction: float | None, text: str) -> None:
-        """Prints one report of progress; on a terminal, reports of one step share a line."""
-        share = "" if fraction is None else f" {fraction:4.0%}"
-        line = f"{time.monotonic() - self._start:6.1f} s  {step}{share}  {text}"
-        if not self._is_terminal:
-            click.echo(line, err=True)
-            return
-        if self._last not in ("", step):
-            click.echo(err=True)
-        click.echo(f"\r\x1b[K{line}", err=True, nl=fraction == 1.0)
-        self._last = "" if fraction == 1.0 else step
+    if config_file is None and "CASEMATE_DATA_DIR" not in os.environ:
+        for entry in discovery.running():
+            if entry.get("image_path"):
+                return Path(entry["image_path"])
+    return load(config_file).image.path

@@ -6,6 +6,7 @@ import importlib
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from cli.terminal import plain
 from core.errors import CasemateError
@@ -15,13 +16,18 @@ from core.errors import CasemateError
 COMMANDS = {
     "agent": ("cli.agent", "Run the guest agent outside of a guest."),
     "check-config": ("cli.host", "Read a configuration file without starting anything."),
+    "completion": ("cli.completion", "Print what makes a shell complete the command line."),
     "db": ("cli.db", "The database."),
     "doctor": ("cli.host", "Say what this host can and cannot do."),
     "image": ("cli.image", "Guest OS images."),
-    "serve": ("cli.serve", "Run the service in the foreground."),
+    "project": ("cli.project", "Projects and their members."),
+    "serve": ("cli.host", "Run the service in the foreground."),
+    "token": ("cli.token", "Tokens of users."),
     "up": ("cli.up", "Build an image, run the service and show a confidential VM."),
+    "user": ("cli.user", "Users of this service."),
     "vm": ("cli.vm", "Virtual machines."),
 }
+INTERRUPTED = 130
 
 
 class Lazy(click.Group):
@@ -45,6 +51,15 @@ class Lazy(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What a shell offers; click's own way would import every command for its help."""
+        named = [
+            CompletionItem(name, help=COMMANDS[name][1])
+            for name in sorted(COMMANDS)
+            if name.startswith(incomplete)
+        ]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
+
 
 @click.group(cls=Lazy)
 @click.version_option(package_name="casemate")
@@ -53,12 +68,30 @@ def casemate() -> None:
 
 
 def main() -> None:
-    """The console script: refusals become one line on standard error and exit code 1."""
+    """The console script: refusals become one line on standard error and a code, never a traceback.
+
+    1: refused or failed; 2: a wrong command line; 130: interrupted.
+    """
     try:
-        casemate()
+        code = casemate(standalone_mode=False)
     except CasemateError as error:
-        click.echo("casemate: " + "\n".join(map(plain, error.message.splitlines())), err=True)
-        sys.exit(1)
+        _fail("\n".join(map(plain, error.message.splitlines())))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        _fail("nothing was done")
+    except OSError as error:
+        # A file that cannot be read, a full disk: the operator's to mend, not ours.
+        _fail(plain(str(error)))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str) -> None:
+    click.echo(f"casemate: {text}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

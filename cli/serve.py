@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import click
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
@@ -38,19 +37,14 @@ logger = logging.getLogger(__name__)
 RESPAWN_S = 0.9
 
 
-@click.command()
-@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="TOML file.")
-@click.option("--parent", type=int, hidden=True, help="End when this process is not our parent.")
-def serve(config_file: Path | None, parent: int | None) -> None:
-    """Run the service in the foreground."""
+def run(config_file: Path | None, parent: int | None) -> None:
+    """Runs the service until a signal says otherwise (cli/host.py has the command)."""
     os.umask(0o077)
     log.setup()
     config = configuration.load(config_file)
     if is_open(config.address) and not config.auth.enabled:
         logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
-    faults.arm(
-        os.environ, simulated=config.cvm.simulate, tee=tee_platform(config.cvm.platform)
-    )
+    faults.arm(os.environ, simulated=config.cvm.simulate, tee=tee_platform(config.cvm.platform))
     prepare_data_dir(config.data_dir)
     lock = hold(config.data_dir)
     migrations.upgrade(config.database)

@@ -2,78 +2,87 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.terminal import plain, print_table
-from core.errors import CasemateError, Invalid, NotFound
+from cli import boot
+from cli.completion import vms
+from cli.deploy import create, update
+from cli.ports import ports
+from cli.terminal import plain, print_json, print_table, say, shown
+from cli.variables import env
 
-BOOT_S = 600.0
+if TYPE_CHECKING:
+    from cli.client import Client
+
+HEARTBEAT = "[vmm heartbeat]\n"
+
+VM = click.argument("vm_id", metavar="VM", shell_complete=vms)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
 @click.group()
 def vm() -> None:
-    """Virtual machines."""
+    """Virtual machines.
+
+    VM is an id, the beginning of an id, or a name.
+    """
 
 
-def _client() -> Any:
+for command in (create, update, env, ports):
+    vm.add_command(command)
+
+
+def _client() -> Client:
     from cli.client import Client
 
     return Client.found()
 
 
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def _find(client: Any, given: str) -> dict[str, Any]:
-    """The VM of an id, an id's beginning or a name; refuses what fits several."""
-    found: list[dict[str, Any]] = client.call("prpc/Status", keyword=given)["vms"]
-    fits = [each for each in found if each["id"] == given] or [
-        each for each in found if each["name"] == given or each["id"].startswith(given)
-    ]
-    if not fits:
-        raise NotFound(f"there is no VM {given}")
-    if len(fits) > 1:
-        raise Invalid(
-            f"{given} fits {len(fits)} VMs; give the id: {', '.join(e['id'] for e in fits)}"
-        )
-    return fits[0]
-
-
 @vm.command()
 @click.argument("keyword", default="")
-@click.option("--json", "as_json", is_flag=True, help="The service's own answer.")
+@AS_JSON
 def ls(keyword: str, as_json: bool) -> None:
-    """List VMs."""
+    """List VMs, or those whose name, id, app id or image contains KEYWORD."""
     listing = _client().call("prpc/Status", keyword=keyword, brief=not as_json)
     if as_json:
-        _print_json(listing["vms"])
+        print_json(listing["vms"])
         return
-    rows = [
-        (each["id"], each["name"], each["status"], each["uptime"], each["app_id"])
-        for each in listing["vms"]
-    ]
-    print_table(("ID", "NAME", "STATUS", "UP", "APP"), rows)
+    head = ("ID", "NAME", "STATUS", "UP", "BOOT", "APP")
+    print_table(head, [_row(each) for each in listing["vms"]])
+
+
+def _row(found: dict[str, Any]) -> tuple[str, ...]:
+    told = "failed" if found["boot_error"] else found["boot_progress"]
+    boot_word = told if found["status"] in ("running", "starting") else ""
+    names = ("id", "name", "status", "uptime")
+    return (*(str(found[name]) for name in names), boot_word, found["app_id"])
 
 
 @vm.command()
-@click.argument("vm_id", metavar="VM")
-@click.option("--json", "as_json", is_flag=True, help="The service's own answer.")
+@VM
+@AS_JSON
 def info(vm_id: str, as_json: bool) -> None:
-    """Show one VM by id, beginning of an id, or name."""
+    """Show one VM: what it is, where it answers, what happened to it."""
     client = _client()
-    found = client.call("prpc/GetInfo", id=_find(client, vm_id)["id"])["info"]
+    found = client.info(client.vm(vm_id)["id"])
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
+    for name, value in _facts(found).items():
+        click.echo(f"{name + ':':10} {plain(value)}".rstrip())
+    for event in found["events"]:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["timestamp"] / 1000))
+        click.echo(plain(f"{at}  {event['event']}: {event['body']}"))
+
+
+def _facts(found: dict[str, Any]) -> dict[str, str]:
     configuration = found["configuration"]
-    shown = {
+    size = "{vcpu} vCPU, {memory} MB, {disk_size} GB".format(**configuration)
+    facts = {
         "id": found["id"],
         "name": found["name"],
         "status": found["status"],
@@ -81,18 +90,15 @@ def info(vm_id: str, as_json: bool) -> None:
         "boot": found["boot_error"] or found["boot_progress"],
         "app": found["app_id"],
         "instance": found["instance_id"] or "",
+        "URL": found["app_url"] or "",
         "image": configuration["image"],
-        "size": f"{configuration['vcpu']} vCPU, {configuration['memory']} MB, "
-        f"{configuration['disk_size']} GB",
+        "size": size,
         "TEE": _tee(found),
     }
     for port in configuration["ports"]:
-        shown[f"port {port['vm_port']}"] = f"{port['host_address']}:{port['host_port']}"
-    for name, value in shown.items():
-        click.echo(f"{name + ':':10} {plain(value)}")
-    for event in found["events"]:
-        at = time.strftime("%H:%M:%S", time.localtime(event["timestamp"] / 1000))
-        click.echo(plain(f"{at}   {event['event']}: {event['body']}"))
+        outside = f"{port['host_address']}:{port['host_port']}"
+        facts[f"port {port['vm_port']}/{port['protocol']}"] = outside
+    return facts
 
 
 def _tee(found: dict[str, Any]) -> str:
@@ -102,199 +108,79 @@ def _tee(found: dict[str, Any]) -> str:
 
 
 @vm.command()
-@click.option("--name", required=True)
-@click.option("--image", default="", help="Default: the newest production image.")
-@click.option(
-    "--compose", "compose_file", required=True, type=click.Path(exists=True, path_type=Path),
-    help="An app-compose document (JSON), or a docker-compose file (YAML), which is wrapped into one.",
-)  # fmt: skip
-@click.option("--vcpu", default=1, show_default=True)
-@click.option("--memory", default=2048, show_default=True, help="MB.")
-@click.option("--disk", default=10, show_default=True, help="GB.")
-@click.option(
-    "--port", "ports", multiple=True, metavar="[tcp:][ADDRESS:]HOST:VM", help="Repeatable."
-)
-@click.option("--user-config", type=click.Path(exists=True, path_type=Path))
-@click.option("--stopped", is_flag=True, help="Do not start it.")
-@click.option("--no-tee", is_flag=True, help="A development VM without any TEE.")
-@click.option("--wait/--no-wait", default=True, help="Show the boot until the app runs.")
-@click.option("--json", "as_json", is_flag=True)
-def create(compose_file: Path, ports: tuple[str, ...], **given: Any) -> None:
-    """Make a VM and start it."""
+@VM
+@boot.WAIT
+@AS_JSON
+def start(vm_id: str, wait: bool, as_json: bool) -> None:
+    """Start a VM; a running one stays as it is."""
     client = _client()
-    config = given["user_config"]
-    made = client.call(
-        "prpc/CreateVm",
-        name=given["name"],
-        image=given["image"] or _newest_image(client),
-        compose_file=compose_text(compose_file, given["name"]),
-        vcpu=given["vcpu"],
-        memory=given["memory"],
-        disk_size=given["disk"],
-        ports=[parse_port(each) for each in ports],
-        user_config=config.read_text() if config else "",
-        stopped=given["stopped"],
-        no_tee=given["no_tee"],
-    )
-    if given["as_json"]:
-        _print_json(made)
-    else:
-        click.echo(made["id"])
-    if given["wait"] and not given["stopped"] and not given["as_json"]:
-        watch_boot(client, made["id"])
-
-
-def compose_text(path: Path, name: str) -> str:
-    """The app-compose text of a file: as it is when JSON, wrapped when it is docker-compose YAML."""
-    text = path.read_text()
-    if text.lstrip().startswith("{"):
-        return text
-    return json.dumps(
-        {
-            "manifest_version": 2,
-            "name": name,
-            "runner": "docker-compose",
-            "docker_compose_file": text,
-            "allowed_envs": [],
-        }
-    )
-
-
-def parse_port(text: str) -> dict[str, Any]:
-    """`[tcp:|udp:][ADDRESS:]HOST:VM` as a PortMapping; Invalid when it is not of that form."""
-    protocol, rest = "tcp", text
-    for each in ("tcp", "udp"):
-        if text.startswith(f"{each}:"):
-            protocol, rest = each, text[len(each) + 1 :]
-    address, _, host_and_vm = rest.rpartition(":")
-    address, _, host = address.rpartition(":") if ":" in address else ("", "", address)
-    if not (host.isdigit() and host_and_vm.isdigit()):
-        raise Invalid.field("--port", f"{text} is not [tcp:|udp:][ADDRESS:]HOST:VM")
-    return {
-        "protocol": protocol,
-        "host_address": address.strip("[]"),
-        "host_port": int(host),
-        "vm_port": int(host_and_vm),
-    }
-
-
-def _newest_image(client: Any) -> str:
-    images = [each for each in client.call("prpc/ListImages")["images"] if not each["is_dev"]]
-    if not images:
-        raise NotFound("this host has no image; build one: casemate image build")
-    newest = max(images, key=lambda each: [int(p) for p in each["version"].split(".")[:3]])
-    return str(newest["name"])
-
-
-def watch_boot(client: Any, vm_id: str) -> None:
-    """Prints each step of a boot until the app runs; CasemateError tells why it does not."""
-    began, shown = time.monotonic(), ""
-    while time.monotonic() - began < BOOT_S:
-        found = client.call("prpc/GetInfo", id=vm_id)["info"]
-        if found is None or found["boot_error"] or found["status"] not in ("running", "starting"):
-            raise CasemateError((found or {}).get("boot_error") or "the VM ended while it booted")
-        if found["boot_progress"] != shown:
-            shown = found["boot_progress"]
-            click.echo(f"{time.monotonic() - began:7.1f} s  {plain(shown)}", err=True)
-        if shown == "done":
-            return
-        time.sleep(0.3)
-    raise CasemateError(f"the VM did not finish its boot within {BOOT_S:.0f} s")
-
-
-@vm.command()
-@click.argument("vm_id", metavar="VM")
-@click.option("--wait/--no-wait", default=True, help="Show the boot until the app runs.")
-def start(vm_id: str, wait: bool) -> None:
-    """Start a VM."""
-    client = _client()
-    found = _find(client, vm_id)
-    client.call("prpc/StartVm", id=found["id"])
+    found = _told(client, vm_id, "StartVm", as_json)
     if wait:
-        watch_boot(client, found["id"])
+        boot.watch(client, found)
 
 
 @vm.command()
-@click.argument("vm_id", metavar="VM")
-def stop(vm_id: str) -> None:
+@VM
+@AS_JSON
+def stop(vm_id: str, as_json: bool) -> None:
     """End a VM by force; `shutdown` asks it."""
-    client = _client()
-    client.call("prpc/StopVm", id=_find(client, vm_id)["id"])
+    _told(_client(), vm_id, "StopVm", as_json)
 
 
 @vm.command()
-@click.argument("vm_id", metavar="VM")
-def shutdown(vm_id: str) -> None:
+@VM
+@AS_JSON
+def shutdown(vm_id: str, as_json: bool) -> None:
     """Ask a VM to power off."""
-    client = _client()
-    client.call("prpc/ShutdownVm", id=_find(client, vm_id)["id"])
+    _told(_client(), vm_id, "ShutdownVm", as_json)
 
 
 @vm.command()
-@click.argument("vm_id", metavar="VM")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def remove(vm_id: str, yes: bool) -> None:
+@VM
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, not even on a terminal.")
+@AS_JSON
+def remove(vm_id: str, yes: bool, as_json: bool) -> None:
     """Remove a VM with its disk."""
     client = _client()
-    found = _find(client, vm_id)
-    if not yes:
-        click.confirm(f"Remove {found['name']} ({found['id']}) and its disk?", abort=True)
-    client.call("prpc/RemoveVm", id=found["id"])
+    found = client.vm(vm_id)
+    if not yes and sys.stdin.isatty():
+        question = f"Remove {plain(found['name'])} ({found['id']}) and its disk?"
+        click.confirm(question, abort=True, err=True)
+    _told(client, found["id"], "RemoveVm", as_json)
+
+
+def _told(client: Client, given: str, verb: str, as_json: bool) -> str:
+    """Says a verb to a VM; its id."""
+    vm_id: str = client.vm(given)["id"]
+    client.call(f"prpc/{verb}", id=vm_id)
+    if as_json:
+        print_json({"id": vm_id})
+    return vm_id
 
 
 @vm.command()
-@click.argument("vm_id", metavar="VM")
-@click.option("--compose", "compose_file", type=click.Path(exists=True, path_type=Path))
-@click.option("--user-config", type=click.Path(exists=True, path_type=Path))
-@click.option("--vcpu", type=int)
-@click.option("--memory", type=int, help="MB.")
-@click.option("--disk", type=int, help="GB; can only grow.")
-@click.option("--image")
-def update(
-    vm_id: str,
-    compose_file: Path | None,
-    user_config: Path | None,
-    vcpu: int | None,
-    memory: int | None,
-    disk: int | None,
-    image: str | None,
+@VM
+@click.option("-n", "--lines", default=100, show_default=True, type=click.IntRange(min=0))
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option(
+    "--channel", type=click.Choice(["serial", "stdout", "stderr"]), default="serial",
+    help="The guest's console, or what QEMU says.",
+)  # fmt: skip
+@click.option("--ansi", is_flag=True, help="Keep colours (all sequences, when not on a terminal).")
+@click.option(
+    "--archived", type=click.IntRange(min=1), metavar="N", help="An older segment; 1 is the newest."
+)
+def logs(
+    vm_id: str, lines: int, follow: bool, channel: str, ansi: bool, archived: int | None
 ) -> None:
-    """Change a VM in one call: all of it or nothing."""
+    """Print a VM's log."""
+    if follow and archived:
+        raise click.UsageError("an archived segment does not grow: --follow or --archived")
     client = _client()
-    found = _find(client, vm_id)
-    client.call(
-        "prpc/UpdateVm",
-        id=found["id"],
-        compose_file=compose_text(compose_file, found["name"]) if compose_file else "",
-        user_config=user_config.read_text() if user_config else "",
-        vcpu=vcpu,
-        memory=memory,
-        disk_size=disk,
-        image=image,
-    )
-
-
-@vm.command()
-@click.argument("vm_id", metavar="VM")
-@click.argument("ports", nargs=-1, metavar="[[tcp:][ADDRESS:]HOST:VM]...")
-def ports(vm_id: str, ports: tuple[str, ...]) -> None:
-    """Replace a VM's port mappings (at its next start)."""
-    client = _client()
-    mappings = [parse_port(each) for each in ports]
-    found = _find(client, vm_id)
-    client.call("prpc/UpdateVm", id=found["id"], update_ports=True, ports=mappings)
-
-
-@vm.command()
-@click.argument("vm_id", metavar="VM")
-@click.option("-n", "--lines", default=100, show_default=True)
-@click.option("-f", "--follow", is_flag=True)
-@click.option("--channel", type=click.Choice(["serial", "stdout", "stderr"]), default="serial")
-def logs(vm_id: str, lines: int, follow: bool, channel: str) -> None:
-    """Print a VM's serial log."""
-    client = _client()
-    found = _find(client, vm_id)
-    path = f"/logs?id={found['id']}&lines={lines}&ch={channel}"
-    for piece in client.follow(path + ("&follow=true" if follow else "")):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    path = f"/logs?id={client.vm(vm_id)['id']}&lines={lines}&ch={channel}&archived={archived or 0}"
+    flags = "".join(f"&{k}=true" for k, v in (("follow", follow), ("ansi", ansi)) if v)
+    pieces = (piece.replace(HEARTBEAT, "") for piece in client.follow(path + flags))
+    for piece in shown(pieces, keep_colour=ansi) if sys.stdout.isatty() else pieces:
+        click.echo(piece, nl=False)
+    if follow:
+        say("the log has ended")

@@ -23,9 +23,9 @@ from core.errors import Invalid
 
 logger = logging.getLogger(__name__)
 
-# A Unix socket's path may have 107 bytes; the longest of ours is <run_path>/<36-byte id>/guest.sock.
+# A Unix socket's path may have 107 bytes; the longest of ours is <run_path>/<36-byte id>/passt7/sock.
 _SOCKET_PATH_MAX = 107
-_LONGEST_IN_RUN_PATH = len("/") + 36 + len("/guest.sock")
+_LONGEST_IN_RUN_PATH = len("/") + 36 + len("/passt7/sock")
 # The number above the last one means any of them.
 _CID_MAX = 2**32 - 2
 
@@ -238,7 +238,7 @@ def load(path: Path | None = None) -> Config:
             table = tomllib.loads(path.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise Invalid(f"{path}: {error}") from None
-    config = _build(Config, table, "")
+    config = build(Config, table, "")
     environment = os.environ
     if address := environment.get("CASEMATE_ADDRESS"):
         config = replace(config, address=address)
@@ -400,7 +400,8 @@ def _check_words(config: Config) -> None:
                 raise Invalid.field(key, f"{word!r} must look like {example}")
 
 
-def _build(cls: Any, table: object, prefix: str) -> Any:
+def build(cls: Any, table: object, prefix: str) -> Any:
+    """A dataclass out of a TOML table whose keys are named `prefix.key`; as load() in what it refuses."""
     if not isinstance(table, dict):
         raise Invalid.field(prefix or "configuration", "must be a table")
     hints = typing.get_type_hints(cls)
@@ -419,7 +420,7 @@ def _build(cls: Any, table: object, prefix: str) -> Any:
 
 def _convert(kind: Any, value: object, name: str) -> object:
     if is_dataclass(kind):
-        return _build(kind, value, name)
+        return build(kind, value, name)
     if isinstance(kind, types.GenericAlias):  # tuple[X, ...]
         if not isinstance(value, list):
             raise Invalid.field(name, "must be a list")

@@ -125,3 +125,16 @@ class Notification(Message):
     makes = Note
     event = Text(1)
     payload = Text(2)
+
+
+class GetSealingKeyRequest(Message):
+    """A guest's SGX-verifiable quote, for the key provider of its host."""
+
+    quote = HexBytes(1)
+
+
+class GetSealingKeyResponse(Message):
+    """A sealing key, encrypted to the quote's key, and the quote of the provider."""
+
+    encrypted_key = HexBytes(1)
+    provider_quote = HexBytes(2)

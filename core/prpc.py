@@ -24,7 +24,8 @@ INT64_MAX = 2**63 - 1
 
 # No message of ours needs a tenth of it.
 _VALUES_MOST = 100_000
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# One that never ends goes to the end of the text: looking for its end again and again would take hours.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 class Text(ma.fields.Field[str]):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from core import files
 from core.errors import CasemateError, Invalid
+from core.kdf import pkcs8_pem
 from core.proc import CommandFailed, run
 from guest import channel, disk, keys, share, tee
 from guest.channel import Notifier
@@ -110,7 +111,7 @@ def app_keys_of(made: SeedKeys, proof: Evidence) -> AppKeys:
         k256_signature=b"",
         gateway_app_id="",
         ca_cert=certs.root(made.ca_key, extensions),
-        key_provider=KeyProvider("None", keys.pkcs8_pem(made.ca_key)),
+        key_provider=KeyProvider("None", pkcs8_pem(made.ca_key)),
     )
 
 

@@ -5,7 +5,6 @@ Source: guest-agent.md sections 5 and 6, attestation.md sections 1, 4 and 5.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -124,8 +123,8 @@ def _read_tdx(raw: bytes) -> tuple[quote.TdReport, bytes]:
 def _of_snp(report: bytes, events: tuple[Event, ...]) -> Measurements:
     measurement = report[_SNP_MEASUREMENT]
     return Measurements(
-        mr_system=hashlib.sha256(measurement).digest(),
-        mr_aggregated=hashlib.sha256(measurement + report[_SNP_HOST_DATA]).digest(),
+        mr_system=measure.snp_mr_system(measurement),
+        mr_aggregated=measure.snp_mr_aggregated(measurement, report[_SNP_HOST_DATA]),
         device_id=measure.device_id(report[_SNP_CHIP_ID]),
         events=events,
     )

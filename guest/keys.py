@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,35 @@ SIGNING_PATH = "vms"
 SIGNING_PURPOSE = "signing"
 
 
-# How the key-provider event and Info name each kind, and where the keys file keeps its id (guest-agent.md
-# sections 3 and 5).
+# How the key-provider event and Info name each kind, and the keys file its parts (guest-agent.md sections 3
+# and 5).
 PROVIDER_NAMES = {"None": "none", "Local": "local-sgx", "Tpm": "tpm", "Kms": "kms"}
-_PROVIDER_IDS = {"Local": "mr", "Tpm": "pubkey", "Kms": "pubkey"}
+_PROVIDER_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "None": {"key_pem": "key"},
+    "Local": {"key_pem": "key", "id": "mr"},
+    "Tpm": {"key_pem": "key", "id": "pubkey"},
+    "Kms": {
+        "url": "url",
+        "id": "pubkey",
+        "tmp_ca_key": "tmp_ca_key",
+        "tmp_ca_cert": "tmp_ca_cert",
+    },
+}
 
 
 @dataclass(frozen=True)
 class KeyProvider:
-    """Who gave the keys: `kind` as the keys file names it, its CA key, and its id (hex or empty)."""
+    """Who gave the keys: `kind` as the keys file names it, its CA key, and its id (hex or empty).
+
+    A KMS keeps its key to itself; it has an address and a CA for strangers instead.
+    """
 
     kind: str
-    key_pem: str
+    key_pem: str = field(default="", repr=False)
     id: str = ""
+    url: str = ""
+    tmp_ca_key: str = field(default="", repr=False)
+    tmp_ca_cert: str = ""
 
     @property
     def info(self) -> str:
@@ -56,10 +72,13 @@ class KeyProvider:
         (kind, inner), *_ = given.items()
         if kind not in PROVIDER_NAMES or not isinstance(inner, Mapping):
             raise Invalid.field("key_provider", f"{kind} is not a known provider")
-        id_field = _PROVIDER_IDS.get(kind)
-        return cls(
-            kind, str(inner.get("key", "")), str(inner.get(id_field, "")) if id_field else ""
-        )
+        values = {name: str(inner.get(key, "")) for name, key in _PROVIDER_FIELDS[kind].items()}
+        return cls(kind, **values)
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """What read() takes."""
+        fields = _PROVIDER_FIELDS[self.kind].items()
+        return {self.kind: {key: str(getattr(self, name)) for name, key in fields}}
 
 
 @dataclass(frozen=True)
@@ -95,10 +114,6 @@ class AppKeys:
 
     def to_json(self) -> str:
         """The text of the keys file; the caller keeps it mode 0600."""
-        provider: dict[str, str] = {"key": self.key_provider.key_pem}
-        id_field = _PROVIDER_IDS.get(self.key_provider.kind)
-        if id_field:
-            provider[id_field] = self.key_provider.id
         fields = {
             "disk_crypt_key": self.disk_crypt_key.hex(),
             "env_crypt_key": self.env_crypt_key.hex(),
@@ -106,7 +121,7 @@ class AppKeys:
             "k256_signature": self.k256_signature.hex(),
             "gateway_app_id": self.gateway_app_id,
             "ca_cert": self.ca_cert,
-            "key_provider": {self.key_provider.kind: provider},
+            "key_provider": self.key_provider.to_json(),
         }
         return json.dumps(fields, indent=2)
 

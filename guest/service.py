@@ -18,9 +18,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest import envelope, eventlog, ratls
+from core.certs import Leaf
 from core.errors import Invalid, Unavailable
-from guest import channel, identity, keys, sysinfo, tee
-from guest.certs import Issuer, Leaf
+from core.kdf import kdf, p256_key, pkcs8_pem
+from guest import certs, channel, identity, keys, sysinfo, tee
 from guest.channel import Notifier
 from guest.containers import Engine
 from guest.events import event_log
@@ -123,10 +124,10 @@ class Agent:
             extensions.append(vm.evidence.ra_tls_extension(key.public_key()))
         if with_app_info:
             extensions.append(ratls.app_info_extension(self._app_info(vm)))
-        issuer = Issuer.of(vm.keys.key_provider, vm.keys.ca_cert)
+        issuer = certs.issuer_of(vm.keys.key_provider, vm.keys.ca_cert)
         certificate = issuer.issue(key.public_key(), replace(leaf, extensions=extensions))
         chain = [certificate, vm.keys.ca_cert]
-        return {"key": keys.pkcs8_pem(key), "certificate_chain": chain}
+        return {"key": pkcs8_pem(key), "certificate_chain": chain}
 
     def sign(self, algorithm: str, data: bytes) -> Mapping[str, object]:
         """Sign: a signature by the app's signing key, with the chain that vouches for the key."""
@@ -267,7 +268,7 @@ class Agent:
     ) -> Mapping[str, object]:
         """Tappd.DeriveKey: a P-256 key that is the same for a path, with a certificate."""
         seed = os.urandom(32) if random_seed else self.vm().keys.k256_key
-        key = keys.p256_key(keys.kdf(seed, path.encode()))
+        key = p256_key(kdf(seed, path.encode()))
         leaf = Leaf(subject, alt_names, usage_server_auth, usage_client_auth)
         return self._certified(key, leaf, ra_tls=usage_ra_tls, with_app_info=False)
 

@@ -18,9 +18,11 @@ from attest import eventlog
 from attest.eventlog import Event
 from core.errors import Invalid, Unsupported
 from guest import ccel
+from guest.identity import SysConfig
 from guest.settings import Settings
 
 if TYPE_CHECKING:
+    from attest_sim.launch import Launch
     from attest_sim.tdx import SimulatedPlatform
 
 REPORT_DATA_SIZE = 64
@@ -156,11 +158,13 @@ class Simulated:
 
     variant = TDX
 
-    def __init__(self, seed: bytes, registers: Path) -> None:
+    def __init__(self, seed: bytes, registers: Path, vm_config: str = "") -> None:
         self._seed = seed
         self._path = registers
+        self._vm_config = vm_config
         self._making = threading.Lock()
         self._made: SimulatedPlatform | None = None
+        self._launched: Launch | None = None
 
     @property
     def platform(self) -> SimulatedPlatform:
@@ -172,6 +176,15 @@ class Simulated:
                 self._made = SimulatedPlatform.from_seed(self._seed)
             return self._made
 
+    @property
+    def launch(self) -> Launch:
+        """What was measured before this guest's own code ran, as `vm_config` describes it."""
+        from attest_sim import launch
+
+        if self._launched is None:
+            self._launched = launch.of_vm(self._vm_config)
+        return self._launched
+
     def reset(self) -> None:
         """What a reboot does: RTMR0 to 2 as the boot events make them, RTMR3 zero."""
         events = self.boot_events()
@@ -182,9 +195,8 @@ class Simulated:
 
     def quote(self, report_data: bytes) -> bytes:
         """A quote in the real layout under the simulated root."""
-        from attest_sim.tdx import SIMULATED_MRTD
-
-        return self.platform.quote(report_data, mrtd=SIMULATED_MRTD, rtmrs=self.read_registers())
+        mrtd = self.launch.mrtd
+        return self.platform.quote(report_data, mrtd=mrtd, rtmrs=self.read_registers())
 
     def extend(self, imr: int, digest: bytes) -> None:
         """Extends a register with one write, which a kill cannot cut in two."""
@@ -203,10 +215,8 @@ class Simulated:
         )
 
     def boot_events(self) -> tuple[Event, ...]:
-        """The fixed entries of a simulated boot."""
-        from attest_sim.tdx import boot_events
-
-        return boot_events()
+        """The entries of a simulated boot."""
+        return self.launch.events
 
 
 class NoTee:
@@ -246,7 +256,9 @@ def detect(settings: Settings) -> Tee:
     if not settings.simulated and (settings.root / "dev/sev-guest").exists():
         return SevSnp(reports)
     if settings.tee_seed.exists():
-        return Simulated(read_seed(settings.tee_seed.read_bytes()), settings.state / "registers")
+        seed = read_seed(settings.tee_seed.read_bytes())
+        described = SysConfig.read(settings.sys_config).vm_config
+        return Simulated(seed, settings.state / "registers", described)
     return NoTee()
 
 

@@ -14,6 +14,7 @@ import tempfile
 from enum import Enum
 from pathlib import Path
 
+from attest import lite, snp_launch
 from core.errors import CasemateError
 from core.files import locked
 from image import container, manifest, ramdisk, recipe, tree, verity
@@ -25,6 +26,7 @@ KERNEL = "bzImage"
 INITRD = "initramfs.cpio.gz"
 ROOTFS = "rootfs.img.verity"
 BIOS = "ovmf.fd"
+SEV_BIOS = "ovmf-sev.fd"
 
 # Finished images that stay in the cache, the last used ones; each has some 200 MB.
 KEPT_IMAGES = 4
@@ -50,12 +52,15 @@ class Variant(Enum):
         return f"{self.value}-{recipe.VERSION}"
 
 
-def build(variant: Variant, cache_dir: Path, progress: Progress) -> Path:
+def build(
+    variant: Variant, cache_dir: Path, progress: Progress, sev_firmware: Path | None = None
+) -> Path:
     """The folder of the finished image in the cache; builds it unless one of the same content is there.
 
-    Raises what image.packages.fetch raises and core.proc.CommandFailed.
+    With `sev_firmware`, an OVMF that binds the kernel, the image can be launched under SEV-SNP too.
+    Raises what image.packages.fetch raises, core.proc.CommandFailed, and Invalid for unfit firmware.
     """
-    finished = cache_dir / "images" / content_key(variant)
+    finished = cache_dir / "images" / content_key(variant, sev_firmware)
     finished.parent.mkdir(parents=True, exist_ok=True)
     with locked(finished.parent / ".lock"):
         if finished.exists() and not _is_whole(finished):
@@ -65,7 +70,7 @@ def build(variant: Variant, cache_dir: Path, progress: Progress) -> Path:
             packages = parse_lock(LOCK_FILE.read_text())
             debs = fetch(packages, cache_dir / "debs", progress)
             with tempfile.TemporaryDirectory(dir=finished.parent, prefix=".building-") as name:
-                made = _make(variant, packages, debs, Path(name), progress)
+                made = _make(variant, packages, debs, Path(name), progress, sev_firmware)
                 made.rename(finished)
         os.utime(finished)
         _forget_all_but_newest(finished.parent)
@@ -128,9 +133,11 @@ def _is_whole(image: Path) -> bool:
         return False
 
 
-def content_key(variant: Variant) -> str:
+def content_key(variant: Variant, sev_firmware: Path | None = None) -> str:
     """64 hex digits that change whenever anything changes that the image is made from."""
     digest = hashlib.sha256(f"{variant.value}\n".encode())
+    if sev_firmware is not None:
+        digest.update(hashlib.sha256(sev_firmware.read_bytes()).digest())
     for package in ("image", *recipe.GUEST_CODE):
         for path in sorted((tree.SOURCES / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -148,6 +155,7 @@ def _make(
     files: dict[Package, Path],
     folder: Path,
     progress: Progress,
+    sev_firmware: Path | None,
 ) -> Path:
     is_dev = variant is Variant.DEV
     tools = Toolbox(folder / "root", folder / "tools")
@@ -167,8 +175,23 @@ def _make(
     tree.put(image / INITRD, ramdisk.build(tools, modules))
     tree.put(image / KERNEL, (folder / "host/boot" / f"vmlinuz-{modules.version}").read_bytes())
     tree.put(image / BIOS, (folder / "host/usr/share/ovmf/OVMF.fd").read_bytes())
-    manifest.write(image, _metadata(variant, root), (KERNEL, INITRD, BIOS))
+    metadata = _metadata(variant, root)
+    if sev_firmware is not None:
+        tree.put(image / SEV_BIOS, sev_firmware.read_bytes())
+        metadata["bios-sev"] = SEV_BIOS
+    measure(image, CMDLINE.format(root=root))
+    covered = {path.name for path in image.iterdir()} - {ROOTFS}
+    manifest.write(image, metadata, sorted(covered))
     return image
+
+
+def measure(image: Path, cmdline: str) -> None:
+    """Writes what verifiers need to know of an image: its TDX measurement, and SEV-SNP's with that firmware."""
+    kernel, initrd, bios = ((image / name).read_bytes() for name in (KERNEL, INITRD, BIOS))
+    tree.put(image / lite.FILE, lite.encode(lite.measure(kernel, initrd, cmdline, bios)))
+    if (image / SEV_BIOS).exists():
+        sev = snp_launch.measure(kernel, initrd, cmdline, (image / SEV_BIOS).read_bytes())
+        tree.put(image / snp_launch.FILE, snp_launch.encode(sev))
 
 
 def _of(files: dict[Package, Path], *kinds: str) -> list[Path]:
@@ -187,6 +210,8 @@ def _metadata(variant: Variant, root: verity.Root) -> dict[str, object]:
         "rootfs_size": root.data_bytes,
         "cmdline": CMDLINE.format(root=root),
         "bios": BIOS,
+        # Debian 13's OVMF is 2025.02.
+        "ovmf_variant": lite.OVMF,
         "shared_ro": True,
     }
 

@@ -4,6 +4,7 @@ from alembic import context
 from sqlalchemy import create_engine, event
 
 import models.port
+import models.usage
 import models.vm  # noqa: F401 - its tables join the metadata
 from core import faults
 from models.base import Base

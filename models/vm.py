@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String, Text
 from sqlalchemy.orm import Mapped, deferred, mapped_column, relationship
 
+from models.account import MAIN_ID
 from models.base import Base
 from models.port import PortLease
 
@@ -20,6 +21,7 @@ class Vm(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(64), index=True)
     app_id: Mapped[str] = mapped_column(String(40))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True, default=MAIN_ID)
     image: Mapped[str] = mapped_column(String(64))
     image_version: Mapped[str] = mapped_column(String(64))
     vcpu: Mapped[int]
@@ -46,6 +48,9 @@ class Vm(Base):
     pid: Mapped[int | None]
     pid_start: Mapped[int | None]
     accel: Mapped[str | None] = mapped_column(String(8))
+
+    # Since when QEMU does not answer its monitor; None while it does.
+    silent_ms: Mapped[int | None]
 
     created_ms: Mapped[int]
     started_ms: Mapped[int | None]

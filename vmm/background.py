@@ -7,6 +7,7 @@ left to do by looking at them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import selectors
 import signal
@@ -25,6 +26,8 @@ from vmm.hostapi import HostApi
 from vmm.lifecycle import Action, Observed, Wished, next_action
 from vmm.restart import decide
 from vmm.service import LOG_CHANNELS, Vms
+from vmm.tally import SWEEPS
+from vmm.usage import INTERVAL_S, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Background:
         default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="reconcile")
     )
     stopping: bool = False
+    # When VMs that ended by themselves were last looked for.
+    looked_for_ended: float = -math.inf
 
     def run(self, parent: int, *, recover: bool) -> None:
         """Works until SIGTERM, or until the parent process is gone.
@@ -72,10 +77,16 @@ class Background:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         changed = change_watch(self.vms.database.path)
         swept, rotated, renewed = 0.0, 0.0, time.monotonic()
+        usage, measured = Usage(self.vms.database), 0.0
         if recover:
             self._recover()
         while not self.stopping and os.getppid() == parent:
-            if changed() or time.monotonic() - swept > SWEEP_S:
+            due = time.monotonic() - swept > SWEEP_S
+            if due and time.monotonic() - measured > INTERVAL_S:
+                # Its own commit would call for a sweep, and one is due anyway.
+                usage.sample({vm_id: each.process.pid for vm_id, each in self.watched.items()})
+                measured = time.monotonic()
+            if changed() or due:
                 self.sweep()
                 swept = time.monotonic()
             if time.monotonic() - renewed > COLLATERAL_S:
@@ -120,16 +131,19 @@ class Background:
 
     def sweep(self) -> None:
         """Looks at every row once and does or schedules what it asks for."""
+        SWEEPS.add("sweeps")
         columns = (Vm.id, Vm.wished, Vm.observed, Vm.restarts, Vm.next_restart_ms, Vm.started_ms)
         with self.vms.database.reading() as session:
             rows = session.execute(select_rows(*columns)).all()
+        restarts = self._is_time_for_restarts()
         for row in rows:
             if row.observed == Observed.ALIVE:
                 self._watch(row.id)
             lives = row.id in self.watched
             if next_action(row.wished, row.observed, lives) is not Action.NONE:
                 self._reconcile(row.id)
-            self._restart(row.id, row.wished, row.observed, row.restarts, row.next_restart_ms)
+            if restarts:
+                self._restart(row.id, row.wished, row.observed, row.restarts, row.next_restart_ms)
             self._forgive(row.id, row.observed, row.restarts, row.started_ms)
         for vm_id in self.watched.keys() - {row.id for row in rows}:
             self._unwatch(vm_id)
@@ -214,6 +228,12 @@ class Background:
             logger.warning("VM %s: %s", vm_id, error.message)
         except Exception:  # a thread of the pool would swallow it without a word
             logger.exception("VM %s could not be reconciled", vm_id)
+
+    def _is_time_for_restarts(self) -> bool:
+        if time.monotonic() - self.looked_for_ended < self.vms.config.cvm.auto_restart.interval:
+            return False
+        self.looked_for_ended = time.monotonic()
+        return True
 
     def _restart(
         self, vm_id: str, wished: str, observed: str, restarts: int, next_restart_ms: int | None

@@ -7,25 +7,25 @@ worth nothing by design, and the environment, which is encrypted to the guest.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from core.config import Config
-from image.registry import Image
 from models.vm import Vm
 from vmm import simulation
-from vmm.host import Host
+from vmm.machine import Plan
 from vmm.workdir import WorkDir
 
-MIB = 1024**2
+SERIAL_API = "serial:casemate.host.0"
 
 
-def write(workdir: WorkDir, vm: Vm, image: Image, config: Config, host: Host) -> None:
-    """Writes every shared file of a VM from its row, and the mirrors of the row itself."""
+def write(workdir: WorkDir, vm: Vm, made: Plan, vm_config: dict[str, Any], config: Config) -> None:
+    """Writes every shared file of a VM from its row and plan, and the mirrors of the row itself."""
     workdir.share("app-compose.json", vm.compose_file)
     _share_or_drop(workdir, ".encrypted-env", vm.encrypted_env)
     _share_or_drop(workdir, ".user-config", vm.user_config.encode())
     if not (workdir.shared / ".instance_info").exists():
         workdir.share_json(".instance_info", {"app_id": vm.app_id})
-    workdir.share_json(".sys-config.json", _sys_config(vm, image, config, host))
+    workdir.share_json(".sys-config.json", _sys_config(vm, made, vm_config, config))
     if vm.simulated_tee:
         seed = simulation.seed(config.tee_dir)
         workdir.share_json(
@@ -68,35 +68,20 @@ def manifest(vm: Vm) -> dict[str, object]:
     }
 
 
-def _sys_config(vm: Vm, image: Image, config: Config, host: Host) -> dict[str, object]:
-    return {
-        "kms_urls": vm.options.get("kms_urls") or list(config.cvm.kms_urls),
-        "gateway_urls": vm.options.get("gateway_urls") or list(config.cvm.gateway_urls),
-        "pccs_url": config.cvm.pccs_url,
-        "collateral_urls": {"pccs": config.cvm.pccs_url},
-        "docker_registry": config.cvm.docker_registry,
-        "host_api_url": "serial:casemate.host.0",
-        "vm_config": json.dumps(_vm_config(vm, image, config, host)),
+def _sys_config(vm: Vm, made: Plan, vm_config: dict[str, Any], config: Config) -> dict[str, object]:
+    cvm = config.cvm
+    has_vsock = made.machine.cid is not None
+    told: dict[str, object] = {
+        "kms_urls": vm.options.get("kms_urls") or list(cvm.kms_urls),
+        "gateway_urls": vm.options.get("gateway_urls") or list(cvm.gateway_urls),
+        "pccs_url": cvm.pccs_url,
+        "collateral_urls": {"pccs": cvm.pccs_url},
+        "nvidia_attestation_proxy_url": cvm.nvidia_attestation_proxy_url,
+        "docker_registry": cvm.docker_registry,
+        "host_api_url": f"vsock://2:{config.host_api.port}/api" if has_vsock else SERIAL_API,
+        "vm_config": json.dumps(vm_config),
     }
-
-
-def _vm_config(vm: Vm, image: Image, config: Config, host: Host) -> dict[str, object]:
-    # What a verifier needs to compute the launch measurement again (vmm.md section 6).
-    return {
-        "spec_version": 1,
-        "os_image_hash": image.digest,
-        "cpu_count": vm.vcpu,
-        "memory_size": vm.memory_mb * MIB,
-        "qemu_version": ".".join(map(str, host.qemu_version)),
-        "pci_hole64_size": config.cvm.qemu_pci_hole64_size,
-        "hugepages": vm.hugepages,
-        "num_gpus": 0,
-        "num_nvswitches": 0,
-        "hotplug_off": config.cvm.qemu_hotplug_off,
-        "image": vm.image,
-        "host_share_mode": config.cvm.host_share_mode,
-        "channel": "serial",
-    }
+    return told | ({"mr_config": made.mr_config} if made.mr_config else {})
 
 
 def _share_or_drop(workdir: WorkDir, name: str, content: bytes) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attest import compose
 from core.config import Config
 from core.errors import CasemateError, Invalid
 from image import registry
-from vmm.network import Port, check_apart, check_port
+from vmm import companion, gpu
+from vmm.network import Port, check_apart, check_nics, check_port, check_reachable
 from vmm.schemas import Configuration
 
 COMPOSE_LIMIT = 50 * 1024**2
@@ -43,8 +45,9 @@ def check(wanted: Configuration, config: Config, *, host_tee: str) -> Checked:
     )
     check_apart(ports)
     _check_sizes(wanted)
-    _check_devices(wanted, config)
+    _check_limits(wanted, config)
     raw = check_compose(wanted.compose_file)
+    _check_devices(wanted, ports, compose.AppCompose.parse(raw), config)
     return Checked(
         name=check_name(wanted.name),
         image=_image(wanted.image, config),
@@ -104,22 +107,26 @@ def _check_sizes(wanted: Configuration) -> None:
         raise Invalid.field("user_config", f"must have at most {USER_CONFIG_LIMIT} bytes")
 
 
-def _check_devices(wanted: Configuration, config: Config) -> None:
-    gpus = wanted.gpus or {}
-    if gpus.get("gpus") or gpus.get("attach_mode") == "all":
-        raise Invalid.field("gpus", "GPU passthrough is not available on this host")
-    if gpus.get("attach_mode") not in (None, "", "listed"):
-        raise Invalid.field("gpus.attach_mode", "must be listed or all")
-    if wanted.hugepages or wanted.pin_numa:
-        name = "hugepages" if wanted.hugepages else "pin_numa"
-        raise Invalid.field(name, "is not available in this release")
-    for card in [*wanted.networks, *([wanted.networking] if wanted.networking else [])]:
-        if card["mode"] not in ("", "user", "bridge", "passt", "custom"):
-            raise Invalid.field("networking.mode", "must be user, bridge, passt or custom")
-        if (card["mode"] or config.cvm.networking.mode) != "user":
-            raise Invalid.field(
-                "networking.mode", "only user networking is available in this release"
-            )
+def _check_limits(wanted: Configuration, config: Config) -> None:
+    # More than the host allows in all running VMs together could never be started.
+    for name, most in (
+        ("vcpu", config.cvm.max_allocable_vcpu),
+        ("memory", config.cvm.max_allocable_memory_in_mb),
+    ):
+        if getattr(wanted, name) > most:
+            raise Invalid.field(name, f"must be at most {most} (cvm.max_allocable_* of this host)")
+
+
+def _check_devices(
+    wanted: Configuration, ports: tuple[Port, ...], app: compose.AppCompose, config: Config
+) -> None:
+    gpu.requested(wanted.gpus, Path("/"), config.cvm.gpu)
+    nics = check_nics(wanted.networking, wanted.networks, config.cvm.networking)
+    check_reachable(ports, nics)
+    if any(nic.mode == "passt" for nic in nics):
+        companion.check_installed("passt", "networking.mode")
+    if app.key_provider == "tpm":
+        companion.check_installed("swtpm", "compose_file")
 
 
 def _image(name: str, config: Config) -> registry.Image:

@@ -18,6 +18,9 @@ from vmm.version import VERSION
 
 logger = logging.getLogger(__name__)
 
+# Where contrib/systemd/casemate.service keeps them, for whoever may read there.
+SYSTEM = Path("/run/casemate/dstack-vmm")
+
 
 def folder() -> Path:
     """Where this user's files are."""
@@ -44,7 +47,7 @@ def announce(config: Config, config_file: Path | None) -> Path | None:
     }
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old, known in _entries():
+        for old, known in _entries(path.parent):
             if not _lives(known):
                 old.unlink(missing_ok=True)
         write_atomic(path, json.dumps(entry, indent=1))
@@ -55,13 +58,14 @@ def announce(config: Config, config_file: Path | None) -> Path | None:
 
 
 def running() -> list[dict[str, Any]]:
-    """The VMMs of this user that live, the newest first."""
-    found = [entry for _, entry in _entries() if _lives(entry)]
+    """The VMMs of this user and of the system that live, the newest first."""
+    folders = dict.fromkeys((folder(), SYSTEM))
+    found = [entry for each in folders for _, entry in _entries(each) if _lives(entry)]
     return sorted(found, key=lambda entry: -entry.get("started_at", 0))
 
 
-def _entries() -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in folder().glob("*.json"):
+def _entries(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in place.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             entry = json.loads(path.read_text())
             if isinstance(entry, dict):

@@ -11,7 +11,7 @@ from core.config import Config
 from core.errors import CasemateError
 from image import registry
 from vmm import accel
-from vmm.host import tee_platform
+from vmm.host import Account, tee_platform
 
 GIB = 1024**3
 # An image, its packages and a few VMs.
@@ -31,8 +31,8 @@ class Finding:
 def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     """Looks at everything once; changes nothing but the remembered KVM probe."""
     return [
-        _qemu(config),
-        *_programs(),
+        qemu(config),
+        *_programs(config),
         _accelerator(config),
         _tee(config, root),
         _vsock(root),
@@ -42,7 +42,29 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     ]
 
 
-def _qemu(config: Config) -> Finding:
+def misfits(config: Config, root: Path = Path("/")) -> list[str]:
+    """What a configuration names and this host has not, a sentence each; nothing is changed."""
+    networking = config.cvm.networking
+    emulator = qemu(config)
+    found = [] if emulator.state == "ok" else [f"cvm.qemu_path: {emulator.what}"]
+    for bridge in filter(None, (networking.bridge, *networking.bridges)):
+        if not (root / "sys/class/net" / bridge / "bridge").exists():
+            found.append(f"cvm.networking.bridge: there is no bridge {bridge} on this host")
+    if networking.mode == "passt" and not shutil.which("passt"):
+        found.append("cvm.networking.mode: passt is not installed (apt-get install passt)")
+    if config.cvm.user:
+        try:
+            Account.of(config.cvm.user)
+        except CasemateError as error:
+            found.append(error.message)
+    htpasswd = config.auth.htpasswd_file
+    if htpasswd != Path() and not os.access(htpasswd, os.R_OK):
+        found.append(f"auth.htpasswd_file: {htpasswd} cannot be read")
+    return found
+
+
+def qemu(config: Config) -> Finding:
+    """QEMU's version, or why there is none."""
     try:
         version = ".".join(map(str, accel.version(config.cvm.qemu_path or "qemu-system-x86_64")))
     except CasemateError as error:
@@ -50,12 +72,13 @@ def _qemu(config: Config) -> Finding:
     return Finding("QEMU", "ok", version)
 
 
-def _programs() -> list[Finding]:
+def _programs(config: Config) -> list[Finding]:
+    vhd, passt = config.cvm.host_share_mode == "vhd", config.cvm.networking.mode == "passt"
     wanted = (
         ("qemu-img", "missing", "data disks", "qemu-utils"),
-        ("mcopy", "missing", "the guest's shared disk", "mtools"),
+        ("mcopy", "missing" if vhd else "limited", "the guest's shared disk (vhd)", "mtools"),
         ("haproxy", "limited", "clusters behind a balancer", "haproxy"),
-        ("passt", "limited", "passt networking", "passt"),
+        ("passt", "missing" if passt else "limited", "passt networking", "passt"),
         ("swtpm", "limited", "software TPMs", "swtpm"),
     )
     return [
@@ -73,9 +96,11 @@ def _accelerator(config: Config) -> Finding:
         return Finding("accelerator", "missing", error.message, "set cvm.accel = auto")
     if found.name == "kvm":
         return Finding("accelerator", "ok", "KVM runs code")
-    return Finding(
-        "accelerator", "limited", f"emulation, since {found.why}: VMs are slow", "a host with KVM"
-    )
+    kvm = Path("/dev/kvm")
+    advice = "a host with KVM"
+    if kvm.exists() and not os.access(kvm, os.R_OK | os.W_OK):
+        advice = "adduser USER kvm, and sign in anew"
+    return Finding("accelerator", "limited", f"emulation, since {found.why}: VMs are slow", advice)
 
 
 def _tee(config: Config, root: Path) -> Finding:

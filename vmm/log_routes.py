@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import select
+import socket
+from collections.abc import Callable
 from threading import BoundedSemaphore
 
 from flask import Blueprint, Response, current_app, request
 
-from core.errors import Invalid, Unavailable
-from vmm.routes import vms
+from core.errors import Forbidden, Invalid, Unavailable
+from vmm.routes import caller, vms
 
 blueprint = Blueprint("logs", __name__)
 
@@ -18,14 +21,21 @@ DEFAULT_LINES = 10_000
 def logs() -> Response:
     """The last lines of a log as text; with `follow` also what comes."""
     follow = _flag("follow")
+    vm_id, accounts = request.args.get("id", ""), current_app.extensions["accounts"]
+    project_id = None if caller().is_operator else vms().project_of(vm_id)
+    if not accounts.may_see(caller(), project_id):
+        raise Forbidden("there is no such VM in a project of yours")
     pieces = vms().log(
-        request.args.get("id", ""),
+        vm_id,
         request.args.get("ch", "serial"),
         _number("lines", DEFAULT_LINES),
         follow=follow,
         keep_ansi=_flag("ansi"),
         archived=_number("archived", 0),
+        left=reader_left(request.environ.get("gunicorn.socket")),
     )
+    if follow:
+        pieces = accounts.while_allowed(caller(), project_id, pieces)
     response = Response(pieces, mimetype="text/plain", headers={"X-Accel-Buffering": "no"})
     if follow:
         # A stream holds a thread for as long as it likes: other calls keep the rest of them.
@@ -34,6 +44,18 @@ def logs() -> Response:
             raise Unavailable("too many logs are being followed; try again later")
         response.call_on_close(places.release)
     return response
+
+
+def reader_left(connection: socket.socket | None) -> Callable[[], bool]:
+    """A question for a stream: has the other end of its connection been closed?
+
+    Without it a reader of a silent log that left is noticed by the next heartbeat only.
+    """
+    if connection is None:
+        return lambda: False
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+    return lambda: bool(poll.poll(0))
 
 
 def _flag(name: str) -> bool:

@@ -7,8 +7,9 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from core.config import PortMappingConfig
+from core.config import NetworkingConfig, PortMappingConfig
 from core.errors import Conflict, Invalid
 
 
@@ -30,6 +31,56 @@ class Port:
             return False
         addresses = {self.host_address, other.host_address}
         return len(addresses) == 1 or bool(addresses & {"0.0.0.0", "::"})
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A wished network card: its mode, and the bridge of one in mode bridge."""
+
+    mode: str
+    bridge: str = ""
+
+
+# Who binds a VM's host ports: the first card of QEMU's own or of passt; else the relay to a bridge card.
+BINDING = ("user", "passt")
+
+
+def check_nics(
+    networking: dict[str, Any] | None, networks: Sequence[dict[str, Any]], node: NetworkingConfig
+) -> tuple[Nic, ...]:
+    """The cards that a request asks for, the node's default when it asks for none; Invalid otherwise.
+
+    `networks` wins over `networking`.  Nothing of a request ever becomes an option of QEMU's but the name of a
+    bridge that the configuration allows.
+    """
+    wanted = list(networks) or ([networking] if networking else [{}])
+    return tuple(_nic(each, node) for each in wanted)
+
+
+def _nic(wanted: dict[str, Any], node: NetworkingConfig) -> Nic:
+    mode, bridge = wanted.get("mode") or node.mode, wanted.get("bridge_name") or ""
+    if mode not in ("user", "bridge", "passt", "custom"):
+        raise Invalid.field("networking.mode", "must be user, bridge, passt or custom")
+    if bridge and mode != "bridge":
+        raise Invalid.field("networking.bridge_name", "needs the mode bridge")
+    if mode == "custom" and not node.netdev:
+        raise Invalid.field("networking.mode", "custom needs cvm.networking.netdev on this host")
+    if mode != "bridge":
+        return Nic(mode)
+    if bridge and bridge not in (node.bridge, *node.bridges):
+        allowed = ", ".join(filter(None, (node.bridge, *node.bridges))) or "none"
+        raise Invalid.field(
+            "networking.bridge_name", f"is not allowed by cvm.networking.bridges ({allowed})"
+        )
+    if not (bridge or node.bridge):
+        raise Invalid.field("networking.mode", "bridge needs cvm.networking.bridge on this host")
+    return Nic("bridge", bridge or node.bridge)
+
+
+def check_reachable(ports: Sequence[Port], nics: Sequence[Nic]) -> None:
+    """Invalid when no card of a VM can have host ports."""
+    if ports and not any(nic.mode in (*BINDING, "bridge") for nic in nics):
+        raise Invalid.field("ports", "need a network card in mode user, passt or bridge")
 
 
 def check_port(

@@ -87,6 +87,15 @@ def spawn(workdir: Path, argv: Sequence[str]) -> Process:
     return found
 
 
+def command(workdir: Path) -> list[str]:
+    """The argument vector of the last start, empty before the first."""
+    try:
+        argv: list[str] = json.loads((workdir / "launch.json").read_bytes())["argv"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return argv
+
+
 def find(workdir: Path) -> Process | None:
     """The living QEMU of a work directory, whoever started it, or None."""
     recorded = _recorded(workdir)
@@ -94,6 +103,15 @@ def find(workdir: Path) -> Process | None:
         return recorded
     # The lock outlives the record when a runner died between starting QEMU and writing it down.
     return _by_name(workdir.name) if is_locked(workdir) else None
+
+
+def launched(workdir: Path) -> list[str]:
+    """The command that a work directory's process was started with last; empty when there was none."""
+    try:
+        argv: list[str] = json.loads((workdir / "launch.json").read_bytes())["argv"]
+        return argv
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def ending(workdir: Path) -> Ending | None:

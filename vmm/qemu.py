@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.host import Account
 from vmm.network import Port
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -154,14 +155,14 @@ class Machine:
     pci_hole64_size: int = 0
     hotplug_off: bool = False
     pinned_cpus: str = ""
-    run_as: str = ""
+    run_as: Account | None = None
 
 
 def argv(machine: Machine) -> list[str]:
     """The command that runs a machine, option and value on one line each."""
     return [
         *(("taskset", "-c", machine.pinned_cpus) if machine.pinned_cpus else ()),
-        *(("sudo", "-n", "-u", machine.run_as) if machine.run_as else ()),
+        *as_account(machine.run_as),
         machine.qemu,
         *_host_side(machine),
         *(("-bios", str(machine.firmware)) if machine.firmware else ()),
@@ -181,6 +182,16 @@ def argv(machine: Machine) -> list[str]:
         *("-append", machine.cmdline),
         *("-sandbox", SANDBOX_WITH_HELPER if _has_bridge(machine) else SANDBOX),
     ]
+
+
+def as_account(account: Account | None) -> tuple[str, ...]:
+    """What stands before a command that another user runs.
+
+    setpriv becomes that command, so process, lock and signals stay the same; sudo would stand between.
+    """
+    if account is None:
+        return ()
+    return ("setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--init-groups", "--")
 
 
 def option_value(path: Path) -> str:

@@ -12,24 +12,49 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import faults, files
 from core.config import Config
-from core.errors import CasemateError, Invalid, NotFound, Unavailable, Unsupported
+from core.errors import (
+    CasemateError,
+    Conflict,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Upstream,
+    UpstreamTimeout,
+)
 from core.logs import Decoder
 from image import registry
 from models.base import Database
 from models.vm import Vm
-from vmm import boot_files, disk, network, process, qemu, qmp, records, rotation
+from vmm import (
+    boot_files,
+    companion,
+    disk,
+    machine,
+    network,
+    process,
+    qemu,
+    qmp,
+    records,
+    rotation,
+)
 from vmm.host import Host
 from vmm.lifecycle import Action, Observed, Wished, next_action
 from vmm.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
-QMP_GREETING_S = 15.0
+# A busy host is slow: only a QEMU that says nothing at all for this long is given up.
+QMP_GREETING_S = 60.0
+# Huge pages are cleared before QEMU speaks.
+CLEAR_S_PER_GIB = 1.0
 STOP_GRACE_S = 3.0
 LOCK_PATIENCE_S = 60.0
 
@@ -67,6 +92,8 @@ class Reconciler:
             lives = process.find(workdir.path) is not None
             action = next_action(vm.wished, vm.observed, lives)
             if action is Action.NONE:
+                if lives:
+                    self._relay(vm, workdir)
                 return
             logger.debug("VM %s: %s", vm_id, action)
             self._do(action, vm, workdir)
@@ -118,6 +145,7 @@ class Reconciler:
             if vm.wished != Wished.RUNNING or vm.observed != Observed.ABSENT:
                 return False
             records.check_capacity(session, vm, self.config)
+            records.assign_cid(session, vm, self.config)
             vm.observed = Observed.STARTING
             if not retry:
                 # A sweep may have seen it after the wish and before this, and thought that it had ended.
@@ -135,6 +163,7 @@ class Reconciler:
                 process.end(workdir.path, found, grace_s=0)
             # A QEMU that ended by itself leaves its runner a moment to write that down.
             process.wait_unlocked(workdir.path, 2)
+            companion.end_all(workdir.path)
             reason = error.message if isinstance(error, CasemateError) else type(error).__name__
             with self.database.writing() as session:
                 vm = records.get(session, vm_id)
@@ -149,34 +178,78 @@ class Reconciler:
             # The deferred parts are read here, while the session is open.
             _ = vm.compose_file, vm.encrypted_env, vm.user_config
         image = self._bootable_image(vm)
-        ports = tuple(records.port_of(lease) for lease in vm.ports)
-        network.check_bindable(ports)
-        boot_files.write(workdir, vm, image, self.config, self.host)
-        disk.create_share(workdir.shared_image, workdir.shared)
-        disk.create_data_disk(workdir.data_disk, vm.disk_gb, image.hda)
+        made = machine.plan(vm, image, workdir, self.config, self.host)
+        self._check_gpus(vm, made)
+        companion.end_all(workdir.path)
+        network.check_bindable(made.bound)
+        boot_files.write(workdir, vm, made, self._vm_config(vm, image, made), self.config)
+        self._make_disks(workdir, vm, image, made)
         rotation.rotate_large(workdir.serial_log, self.config.cvm.log)
-        rotation.mark_boot(workdir.serial_log)
-        for stale in ("qmp.sock", "host.sock", "guest.sock"):
-            (workdir.path / stale).unlink(missing_ok=True)
-        started = process.spawn(workdir.path, qemu.argv(self._machine(vm, image, workdir, ports)))
-        faults.point("start.spawned")
+        for name in ("serial", "stderr"):
+            rotation.mark_boot(workdir.log(name))
+        workdir.begin_boot(made.machine.cid)
+        if made.machine.run_as:
+            workdir.open_to(made.machine.run_as)
+        for name, argv in made.companions.items():
+            folder = workdir.companion(name, made.machine.run_as)
+            companion.start(folder, argv, folder / "sock")
+        started = process.spawn(workdir.path, qemu.argv(made.machine))
+        patience_s = QMP_GREETING_S + CLEAR_S_PER_GIB * sum(
+            node.memory_gib for node in made.machine.numa
+        )
         if not qmp.wait_for_greeting(
-            workdir.path, lambda: process.is_alive(started), deadline_s=QMP_GREETING_S
+            workdir.path, lambda: process.is_alive(started), deadline_s=patience_s
         ):
-            why = process.last_line(workdir.log("stderr"))
+            why = error_line(workdir) or "no message"
             raise process.StartFailed(f"QEMU ended at once: {why}")
         faults.point("start.greeted")
         self._observe_alive(vm_id, started, event="vmm.start")
         faults.point("start.observed")
+        self._relay(vm, workdir)
+
+    def _vm_config(self, vm: Vm, image: registry.Image, made: machine.Plan) -> dict[str, Any]:
+        return machine.vm_config(vm, image, made, self.config, self.host)
+
+    def _make_disks(
+        self, workdir: WorkDir, vm: Vm, image: registry.Image, made: machine.Plan
+    ) -> None:
+        if made.machine.share.mode == "vhd":
+            disk.create_share(workdir.shared_image, workdir.shared)
+        disk.create_data_disk(workdir.data_disk, vm.disk_gb, image.hda)
+
+    def _check_gpus(self, vm: Vm, made: machine.Plan) -> None:
+        """Conflict naming the VM that holds one of the GPUs: QEMU's own words would name a file."""
+        if not made.machine.gpus:
+            return
+        with self.database.reading() as session:
+            others = session.scalars(
+                select(Vm.id).where(Vm.observed != Observed.ABSENT, Vm.id != vm.id)
+            ).all()
+        for other in others:
+            command = " ".join(process.launched(self.workdir(other).path))
+            for slot in made.machine.gpus:
+                if f"vfio-pci,host={slot}," in command:
+                    raise Conflict(f"gpus: {slot} is in use by VM {other}; stop that VM first")
+
+    def _relay(self, vm: Vm, workdir: WorkDir) -> None:
+        """Makes host ports of a VM with no other card than bridges lead to its leased address."""
+        settings = self.config.cvm.networking
+        nics = network.check_nics(
+            vm.options.get("networking"), vm.options.get("networks") or [], settings
+        )
+        if not vm.ports or any(nic.mode in network.BINDING for nic in nics):
+            return
+        macs = [
+            network.mac_address(vm.id, index, settings.mac_prefix)
+            for index, nic in enumerate(nics)
+            if nic.mode == "bridge"
+        ]
+        with self.database.reading() as session:
+            target = records.leased_address(session, vm.id, macs)
+        companion.relay(workdir.path, [records.port_of(lease) for lease in vm.ports], target)
 
     def _bootable_image(self, vm: Vm) -> registry.Image:
-        if not vm.no_tee and not vm.simulated_tee:
-            if not self.host.tee:
-                raise Invalid(
-                    "this host has no TDX or SEV-SNP; set no_tee for a development VM "
-                    "(or cvm.simulate for simulated evidence)"
-                )
-            raise Unsupported(f"{self.host.tee} VMs are not available in this release")
+        machine.platform(vm, self.host)
         try:
             image = registry.load(self.config.image.path, vm.image)
         except NotFound as error:  # which is said of VMs alone
@@ -188,39 +261,6 @@ class Reconciler:
             )
         return image
 
-    def _machine(
-        self, vm: Vm, image: registry.Image, workdir: WorkDir, ports: tuple[network.Port, ...]
-    ) -> qemu.Machine:
-        settings = self.config.cvm.networking
-        card = qemu.UserCard(
-            mac=network.mac_address(vm.id, 0, settings.mac_prefix),
-            ports=ports,
-            net=settings.net,
-            dhcp_start=settings.dhcp_start,
-            restrict=settings.restrict,
-        )
-        return qemu.Machine(
-            vm_id=vm.id,
-            qemu=self.host.qemu,
-            accel=self.host.accelerator.name,
-            cpu=self.host.accelerator.cpu,
-            vcpu=vm.vcpu,
-            memory_mb=vm.memory_mb,
-            kernel=image.kernel,
-            initrd=image.initrd,
-            cmdline=image.cmdline,
-            rootfs=image.rootfs,
-            data_disk=workdir.data_disk,
-            share=qemu.Share("vhd", workdir.shared_image),
-            serial_log=workdir.serial_log,
-            qmp_socket=workdir.path / "qmp.sock",
-            host_socket=workdir.host_socket,
-            guest_socket=workdir.guest_socket,
-            cards=(card,),
-            sys_vendor=self.config.cvm.product.sys_vendor,
-            product_name=self.config.cvm.product.product_name,
-        )
-
     def _observe_alive(self, vm_id: str, found: process.Process, *, event: str) -> None:
         # One that has ended meanwhile is written down too: the next look buries it.
         with self.database.writing() as session:
@@ -229,11 +269,32 @@ class Reconciler:
             vm.pid, vm.pid_start = found.pid, found.start
             vm.accel = self.host.accelerator.name
             vm.started_ms, vm.stopped_ms = found.started_ms, None
+            vm.silent_ms = None
             vm.boot_progress, vm.boot_error, vm.shutdown_progress = "booting", "", ""
             accelerator = self.host.accelerator
             self._event(
                 session, vm_id, event, f"pid {found.pid}, {accelerator.name} ({accelerator.why})"
             )
+
+    def listen(self, vm_id: str) -> bool:
+        """Asks a live VM's QEMU whether it is there, and notes since when it does not answer."""
+        folder = self.workdir(vm_id).path
+        try:
+            qmp.execute(folder, "query-status")
+            answers = True
+        except (Upstream, UpstreamTimeout):
+            answers = False
+        with self.database.writing() as session:
+            vm = session.get(Vm, vm_id)
+            # One that has ended is not silent but gone: burying it is another matter.
+            if vm is None or vm.observed != Observed.ALIVE or process.find(folder) is None:
+                return answers
+            if answers:
+                vm.silent_ms = None
+            elif vm.silent_ms is None:
+                vm.silent_ms = records.now_ms()
+                self._event(session, vm_id, "vmm.silent", "QEMU does not answer its monitor")
+        return answers
 
     # End -----------------------------------------------------------------------------------------
 
@@ -246,6 +307,7 @@ class Reconciler:
     def _bury(self, vm: Vm, workdir: WorkDir) -> None:
         # The runner writes the ending before it lets the lock go.
         process.wait_unlocked(workdir.path, 2)
+        companion.end_all(workdir.path)
         faults.point("stop.ended")
         ended = process.ending(workdir.path) or process.Ending(None, None, records.now_ms())
         console = console_line(workdir)
@@ -261,6 +323,8 @@ class Reconciler:
             body = str(ended)
             if not wished_end:
                 body += f"; last console line: {console or 'none'}"
+                if said := error_line(workdir):
+                    body += f"; QEMU said: {said}"
             self._event(session, vm.id, "vmm.stop" if wished_end else "vmm.exit", body)
         faults.point("stop.buried")
 
@@ -273,6 +337,7 @@ class Reconciler:
         if not ended:
             # Files under a live QEMU stay; the sweep tries again.
             raise Unavailable(f"VM {vm.id} is still ending; it is removed when its process is gone")
+        companion.end_all(workdir.path)
         faults.point("remove.ended")
         workdir.remove()
         faults.point("remove.deleted")
@@ -287,15 +352,24 @@ class Reconciler:
 
 def console_line(workdir: WorkDir) -> str:
     """The last line that this boot's console said, or why the boot failed; without escape sequences."""
+    said = _lines_since_boot(workdir.serial_log)
+    failed = [line for line in said if _BOOT_FAILED.search(line)]
+    # The first failure is the reason; a program hit by the same bad block may add its own later.
+    return (failed[:1] or said[-1:] or [""])[0][:500]
+
+
+def error_line(workdir: WorkDir) -> str:
+    """The last line that this boot's QEMU wrote to standard error, or ""."""
+    return (_lines_since_boot(workdir.log("stderr"))[-1:] or [""])[0][:500]
+
+
+def _lines_since_boot(path: Path) -> list[str]:
     try:
-        with open(workdir.serial_log, "rb") as log:
+        with open(path, "rb") as log:
             # A guest may write lines without end.
             log.seek(max(0, os.fstat(log.fileno()).st_size - 64 * 1024))
             text = Decoder(keep_ansi=False).feed(log.read(), final=True)
     except FileNotFoundError:
-        return ""
-    lines = rotation.since_boot(text).splitlines()
-    failed = [line for line in lines if _BOOT_FAILED.search(line)]
-    said = [line.strip() for line in lines if line.strip()]
-    # The first failure is the reason; a program hit by the same bad block may add its own later.
-    return (failed[:1] or said[-1:] or [""])[0][:500]
+        return []
+    lines = (line.strip() for line in rotation.since_boot(text).splitlines())
+    return [line for line in lines if line]

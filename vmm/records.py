@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from core.config import Config
-from core.errors import Conflict, NotFound
-from models.port import PortLease
+from core.errors import Conflict, Invalid, NotFound
+from models.port import DhcpLease, PortLease
 from models.vm import Vm, VmEvent
 from vmm import network
 from vmm.lifecycle import Observed
@@ -62,6 +63,28 @@ def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> No
         )
         for index, port in enumerate(ports)
     ]
+
+
+def assign_cid(session: Session, vm: Vm, config: Config) -> None:
+    """Gives a VM that has none its vsock number; Invalid when the pool is used up."""
+    if vm.cid is not None:
+        return
+    first, size = config.cvm.cid_start, config.cvm.cid_pool_size
+    pool = range(first, first + size)
+    taken = set(session.scalars(select(Vm.cid).where(Vm.cid.between(first, pool[-1]))))
+    vm.cid = next((cid for cid in pool if cid not in taken), None)
+    if vm.cid is None:
+        raise Invalid(
+            f"this host has room for {size} VMs (cvm.cid_pool_size) and all numbers are in use; "
+            "remove a VM or make the pool larger"
+        )
+
+
+def leased_address(session: Session, vm_id: str, macs: Sequence[str]) -> str:
+    """The address that DHCP gave the first of these cards that has one, or ""."""
+    leases = select(DhcpLease).where(DhcpLease.vm_id == vm_id, DhcpLease.mac.in_(macs))
+    found = {lease.mac: lease.ip for lease in session.scalars(leases)}
+    return next((found[mac] for mac in macs if mac in found), "")
 
 
 def port_of(lease: PortLease) -> network.Port:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response, current_app, g
 
+from accounts.roles import Caller
 from core.prpc import Empty, Service
 from vmm.rpc import respond
 from vmm.schemas import (
+    AppId,
     Change,
     ComposeHash,
     Configuration,
+    DhcpLeaseRequest,
     GetInfoResponse,
     GetMetaResponse,
     Id,
     ImageListResponse,
+    ListGpusResponse,
+    PublicKeyResponse,
+    ReloadVmsResponse,
     ResizeVmRequest,
     StatusQuery,
     StatusRequest,
     StatusResponse,
+    SvListResponse,
     UpdateVmRequest,
     VersionResponse,
     VmConfiguration,
@@ -37,6 +44,12 @@ def vms() -> Vms:
     return found
 
 
+def caller() -> Caller:
+    """Whoever makes the current request."""
+    found: Caller = g.caller
+    return found
+
+
 @blueprint.route("/<path:method>", methods=["GET", "POST"])
 def call(method: str) -> Response:
     """Answers any method of the service."""
@@ -46,7 +59,7 @@ def call(method: str) -> Response:
 @service.method("CreateVm", VmConfiguration, Id)
 def create_vm(wanted: Configuration) -> dict[str, str]:
     """Makes a VM and starts it unless `stopped`."""
-    return {"id": vms().create(wanted)}
+    return {"id": vms().create(wanted, caller().project_id)}
 
 
 @service.method("StartVm", Id)
@@ -121,3 +134,51 @@ def version(_: object) -> dict[str, str]:
 def get_meta(_: object) -> dict[str, Any]:
     """Addresses and limits of this host."""
     return vms().meta()
+
+
+@service.method("ListGpus", Empty, ListGpusResponse)
+def list_gpus(_: object) -> dict[str, Any]:
+    """The GPUs that VMs may be given."""
+    return vms().gpus()
+
+
+@service.method("GetAppEnvEncryptPubKey", AppId, PublicKeyResponse)
+def get_app_env_encrypt_pub_key(given: dict[str, bytes]) -> Any:
+    """The key to encrypt an app's variables with, asked of the KMS."""
+    return vms().env_key(given["app_id"])
+
+
+@service.method("ReloadVms", Empty, ReloadVmsResponse)
+def reload_vms(_: object) -> dict[str, int]:
+    """Reads the folders of all VMs again; what they say wins."""
+    return vms().reload()
+
+
+@service.method("ReportDhcpLease", DhcpLeaseRequest)
+def report_dhcp_lease(given: dict[str, str]) -> None:
+    """Notes the address of a network card and leads its VM's ports there."""
+    vms().report_lease(given["mac"], given["ip"])
+
+
+@service.method("SvList", Empty, SvListResponse)
+def list_processes(_: object) -> dict[str, Any]:
+    """The processes that belong to VMs."""
+    return {"processes": vms().processes()}
+
+
+@service.method("SvStop", Id)
+def stop_process(given: dict[str, str]) -> None:
+    """Ends a process of SvList by force."""
+    vms().stop_process(given["id"])
+
+
+@service.method("SvRemove", Id)
+def remove_process(given: dict[str, str]) -> None:
+    """Drops a process that has ended from the list."""
+    vms().forget_process(given["id"])
+
+
+@service.method("DeleteImage", Id)
+def delete_image(given: dict[str, str]) -> None:
+    """Deletes an image that no VM uses."""
+    vms().delete_image(given["id"])

@@ -199,6 +199,16 @@ class GuestEvent(Message):
     timestamp = UInt64(3)
 
 
+class NetworkInterface(Message):
+    """A VM's network card; `backend` is slirp, tap_bridge or custom."""
+
+    mode = Text(1)
+    backend = Text(2)
+    mac = Text(3)
+    bridge_name = Text(4, optional=True)
+    netdev_id = Text(5, optional=True)
+
+
 class VmInfo(Message):
     """A VM as lists and details show it."""
 
@@ -216,6 +226,7 @@ class VmInfo(Message):
     shutdown_progress = Text(12)
     image_version = Text(13)
     events = Repeated(14, GuestEvent)
+    interfaces = Repeated(15, NetworkInterface)
     # Beyond dstack's message, so that a client need not parse words: milliseconds since 1970, and
     # which TEE is simulated, if one is.
     started_at = UInt64(1001, optional=True)
@@ -296,9 +307,81 @@ class ResourcesSettings(Message):
     max_allocable_memory_in_mb = UInt32(3)
 
 
+class NetworkingSettings(Message):
+    """The network cards that a VM may ask for."""
+
+    supported_modes = Repeated(1, Text(0))
+    default_mode = Text(2)
+    default_bridge = Text(4)
+
+
 class GetMetaResponse(Message):
     """What a client needs to know of this VMM."""
 
     kms = Nested(1, KmsSettings)
     gateway = Nested(2, GatewaySettings)
     resources = Nested(3, ResourcesSettings)
+    networking = Nested(4, NetworkingSettings)
+
+
+class AppId(Message):
+    """An app's id: 20 bytes."""
+
+    app_id = HexBytes(1)
+
+
+class PublicKeyResponse(Message):
+    """The X25519 key that an app's variables are encrypted to, signed by its KMS; seconds since 1970."""
+
+    public_key = HexBytes(1)
+    signature = HexBytes(2)
+    timestamp = UInt64(3)
+    signature_v1 = HexBytes(4)
+
+
+class GpuInfo(Message):
+    """A GPU of this host; `is_free` says whether a VM could be started with it now."""
+
+    slot = Text(1)
+    product_id = Text(2)
+    description = Text(3)
+    is_free = Flag(4)
+
+
+class ListGpusResponse(Message):
+    """The GPUs that VMs may be given."""
+
+    gpus = Repeated(1, GpuInfo)
+    allow_attach_all = Flag(2)
+
+
+class ReloadVmsResponse(Message):
+    """How many VMs were imported, read again and dropped."""
+
+    loaded = UInt32(1)
+    updated = UInt32(2)
+    removed = UInt32(3)
+
+
+class DhcpLeaseRequest(Message):
+    """The address that a DHCP server gave to a network card."""
+
+    mac = Text(1)
+    ip = Text(2)
+
+
+class ProcessInfo(Message):
+    """A process of a VM; status is running, stopped, exited(N) or error(text)."""
+
+    id = Text(1)
+    name = Text(2)
+    status = Text(3)
+    pid = UInt32(4, optional=True)
+    command = Text(5)
+    note = Text(6)
+
+
+class SvListResponse(Message):
+    """The processes that belong to VMs."""
+
+    processes = Repeated(1, ProcessInfo)

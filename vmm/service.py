@@ -6,7 +6,7 @@ A verb writes the wish in one transaction and lets vmm/reconcile.py make the hos
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from core import faults, logs, prpc
 from core.config import Config
 from core.errors import CasemateError, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
 from image import registry
+from models.account import MAIN_ID
 from models.base import Database
 from models.vm import Vm
-from vmm import channel, disk, qmp, records
+from vmm import channel, disk, process, qmp, records
 from vmm.change import RESOURCES, changed
 from vmm.configuration import Checked, check, check_compose, check_name
 from vmm.description import describe
@@ -54,14 +55,19 @@ class Vms:
 
     # Verbs ---------------------------------------------------------------------------------------
 
-    def create(self, wanted: Configuration) -> str:
-        """Makes a VM, starts it unless `stopped`, and returns its id; on failure nothing remains."""
+    def create(self, wanted: Configuration, project_id: str | None = None) -> str:
+        """Makes a VM, starts it unless `stopped`, and returns its id; on failure nothing remains.
+
+        It belongs to project main where none is named.
+        """
         checked = check(wanted, self.config, host_tee=self.host.tee)
         faults.point("create.checked")
         vm = _new_row(wanted, checked)
+        vm.project_id = project_id or MAIN_ID
         with self.database.writing() as session:
             session.add(vm)
             records.lease_ports(session, vm, checked.ports)
+            records.assign_cid(session, vm, self.config)
             faults.point("create.leased")
             if not wanted.stopped:
                 records.check_capacity(session, vm, self.config)
@@ -179,6 +185,11 @@ class Vms:
             vm = session.get(Vm, vm_id, options=_WHOLE)
             return None if vm is None else describe(vm, self.config, brief=False)
 
+    def project_of(self, vm_id: str) -> str | None:
+        """The project that a VM belongs to, or None when there is no such VM."""
+        with self.database.reading() as session:
+            return session.scalar(select(Vm.project_id).where(Vm.id == vm_id))
+
     def compose_hash(self, name: str, compose_file: str) -> str:
         """The compose hash of a text, in hex, after a look at name and form."""
         check_name(name)
@@ -233,10 +244,12 @@ class Vms:
         follow: bool = False,
         keep_ansi: bool = False,
         archived: int = 0,
+        left: Callable[[], bool] = lambda: False,
     ) -> Iterator[str]:
         """The last lines of a VM's log, in pieces; with `follow` also what comes, until its removal.
 
-        `archived` reads an older segment instead (1 is the newest of them), which nobody follows.
+        `archived` reads an older segment instead (1 is the newest of them), which nobody follows; `left` tells
+        when the reader is gone.
         """
         self._get(vm_id)
         if channel_name not in LOG_CHANNELS:
@@ -251,9 +264,14 @@ class Vms:
             path,
             lines,
             keep_ansi=keep_ansi,
-            ended=lambda: not workdir.path.exists(),
+            ended=lambda: left() or not workdir.path.exists(),
             heartbeat=HEARTBEAT,
         )
+
+    def command(self, vm_id: str) -> list[str]:
+        """QEMU's exact command of the last start, empty before the first."""
+        self._get(vm_id)
+        return process.command(self.reconciler.workdir(vm_id).path)
 
     # Steps ---------------------------------------------------------------------------------------
 

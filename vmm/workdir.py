@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from core import faults
 from core.files import sync_directory, write_atomic
+from vmm.host import Account
 
 _REMOVE_TRIES = 5
 
@@ -52,6 +54,11 @@ class WorkDir:
         return self.path / "guest.sock"
 
     @property
+    def guest_cid(self) -> Path:
+        """Holds the vsock number of a running guest; absent when it has virtio-serial."""
+        return self.path / "guest.cid"
+
+    @property
     def lock(self) -> Path:
         """Held while a verb or the sweep works on this VM; beside the folder, which may come and go."""
         return self.path.with_name(f".{self.path.name}.lock")
@@ -60,6 +67,39 @@ class WorkDir:
         """Makes the folder; an existing one is kept."""
         for path in (self.path, self.shared):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def begin_boot(self, cid: int | None) -> None:
+        """Clears what a former boot left for others to connect to, and notes the guest's vsock number."""
+        for stale in ("qmp.sock", "host.sock", "guest.sock"):
+            (self.path / stale).unlink(missing_ok=True)
+        if cid is None:
+            self.guest_cid.unlink(missing_ok=True)
+        else:
+            write_atomic(self.guest_cid, str(cid))
+
+    def companion(self, name: str, account: Account | None) -> Path:
+        """The folder of a program beside QEMU, that of the user it runs as."""
+        folder = self.path / name
+        for path in (folder, folder / "state"):
+            path.mkdir(mode=0o700, exist_ok=True)
+            if account is not None:
+                os.chown(path, account.uid, account.gid)
+        return folder
+
+    def open_to(self, account: Account) -> None:
+        """Lets another user's QEMU work here: its files are that user's, ours it can only read.
+
+        The folder is sticky: what is not its own that user can neither replace nor remove.
+        """
+        os.chown(self.path, -1, account.gid)
+        self.path.chmod(0o1770)
+        for path in (self.data_disk, self.shared_image, self.serial_log):
+            if path.exists():
+                os.chown(path, account.uid, account.gid)
+        self.data_disk.chmod(0o660)
+        for path in (self.shared, *self.shared.iterdir()):
+            os.chown(path, -1, account.gid)
+            path.chmod(0o750 if path.is_dir() else 0o640)
 
     def share(self, name: str, content: bytes | str) -> None:
         """Writes one file for the guest."""

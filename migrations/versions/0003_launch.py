@@ -10,10 +10,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """vsock numbers and DHCP leases."""
+    """vsock numbers, DHCP leases, and when a QEMU fell silent."""
     # Numbers come from the configured pool, which a migration does not know: vmm/records.py gives them.
     with op.batch_alter_table("vms", schema=None) as batch_op:
         batch_op.add_column(sa.Column("cid", sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column("silent_ms", sa.Integer(), nullable=True))
         batch_op.create_index(batch_op.f("ix_vms_cid"), ["cid"], unique=True)
 
     op.create_table(

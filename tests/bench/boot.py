@@ -14,7 +14,8 @@ import requests
 from cli.up import sample_compose
 from tests.bench.context import Bench
 from tests.bench.report import Line
-from tests.common.service import RunningService, free_port, until
+from tests.common.service import RunningService
+from tests.common.waiting import free_port, until
 
 # guest-image.md section 2: quiet machine, 2 vCPU, TCG, from the start of QEMU.
 AGENT_S = 8.1
@@ -94,9 +95,9 @@ def _boot(bench: Bench, service: RunningService, image: str) -> tuple[Moment, Mo
             return False
 
     try:
-        until(agent_answers, within_s=PATIENCE_S, what="the agent's answer")
+        until(agent_answers, seconds=PATIENCE_S, what="the agent's answer")
         agent = now()
-        until(app_answers, within_s=PATIENCE_S, what="the app's answer")
+        until(app_answers, seconds=PATIENCE_S, what="the app's answer")
         app = now()
     finally:
         for event in service.info(vm_id)["events"]:
@@ -108,7 +109,7 @@ def _boot(bench: Bench, service: RunningService, image: str) -> tuple[Moment, Mo
         service.call("prpc/RemoveVm", id=vm_id)
     until(
         lambda: not service.call("prpc/GetInfo", id=vm_id)["found"],
-        within_s=60,
+        seconds=60,
         what="the removal",
     )
     return agent, app

@@ -16,7 +16,7 @@ from typing import Any
 
 import requests
 
-from tests.common.service import free_port, until
+from tests.common.waiting import free_port, until
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -106,8 +106,11 @@ unix_sock_dir = "{folder}"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 """
-# A device of KVM that opens and does not work costs libvirt seconds at each call: it is hidden from it.
-_WITHOUT_KVM = """
+# A device of KVM that opens and does not work costs libvirt seconds at each call: it is hidden from it.  So is
+# the machine's own configuration; and there is no log daemon.
+_APART = """
+mount -t tmpfs none /etc/libvirt
+printf 'stdio_handler = "file"\nsecurity_driver = "none"\n' > /etc/libvirt/qemu.conf
 mount -t tmpfs none /mnt && mkdir -p /mnt/pts /mnt/shm
 for each in null zero random urandom full tty; do touch /mnt/$each; mount --bind /dev/$each /mnt/$each; done
 mount --rbind /dev/pts /mnt/pts; mount --bind /dev/shm /mnt/shm; mount --move /mnt /dev
@@ -142,14 +145,14 @@ class Libvirt:
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *("unshare", "--mount", "sh", "-c", _WITHOUT_KVM, "sh"),
+                    *("unshare", "--mount", "sh", "-c", _APART, "sh"),
                     *("libvirtd", "-f", conf, "-p", self.folder / "pid"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        until(self._answers, within_s=60, what="the start of libvirtd")
+        until(self._answers, seconds=60, what="the start of libvirtd")
         self.create()
         self.destroy()
 
@@ -211,7 +214,7 @@ class Hello:
             stderr=subprocess.DEVNULL,
             env=dict(os.environ),
         )
-        until(self._answers, within_s=30, what="the start of the Flask hello")
+        until(self._answers, seconds=30, what="the start of the Flask hello")
         return time.perf_counter() - began
 
     def _answers(self) -> bool:

@@ -17,7 +17,8 @@ from tests.bench.context import Bench, seconds
 from tests.bench.peers import Hello
 from tests.bench.report import Line, Promise
 from tests.bench.vms import COMPOSE
-from tests.common.service import RunningService, until
+from tests.common.service import RunningService
+from tests.common.waiting import until
 
 VMS = 100
 # So many of them are asked to shut down and end while the service is away.
@@ -148,7 +149,7 @@ def restart(bench: Bench) -> Iterator[Line]:
             service.start()
             until(
                 lambda: _statuses(service) == {vm: _word(vm, stopped) for vm in vms},
-                within_s=60,
+                seconds=60,
                 what="a true Status",
             )
             times.append(time.monotonic() - began)

@@ -12,7 +12,8 @@ import psutil
 from tests.bench.context import Bench, seconds
 from tests.bench.peers import BareQemu, Libvirt
 from tests.bench.report import Line, Promise
-from tests.common.service import RunningService, free_port, until
+from tests.common.service import RunningService
+from tests.common.waiting import free_port, until
 
 CROWD = 20
 COMPOSE = json.dumps(
@@ -195,6 +196,6 @@ class _Maker:
         self.service.call("prpc/RemoveVm", id=self.vm_id)
         until(
             lambda: not self.service.call("prpc/GetInfo", id=self.vm_id)["found"],
-            within_s=20,
+            seconds=20,
             what="the removal",
         )

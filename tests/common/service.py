@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import requests
 
-T = TypeVar("T")
-
-
-def until(ask: Callable[[], T], *, within_s: float, what: str) -> T:
-    """The first truthy answer; fails with `what` when there is none in time."""
-    deadline = time.monotonic() + within_s
-    while True:
-        answer = ask()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"{what} did not happen within {within_s} s: {answer!r}"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A loopback TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.common.waiting import free_port, until
 
 
 @dataclass
@@ -58,8 +39,8 @@ class RunningService:
         """What the service wrote to standard error."""
         return self.data_dir.parent / f"{self.data_dir.name}.log"
 
-    def start(self) -> float:
-        """Starts the service; returns the seconds until it answered."""
+    def start(self, **variables: str) -> float:
+        """Starts the service with these environment variables; returns the seconds until it answered."""
         config = self.data_dir.parent / f"{self.data_dir.name}.toml"
         config.write_text(
             f'address = "tcp:127.0.0.1:{self.port}"\ndata_dir = "{self.data_dir}"\n'
@@ -75,12 +56,12 @@ class RunningService:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cli.main", "serve", "-c", config],
-                env={**env, "CASEMATE_ADMIN_TOKEN": self.token},
+                env={**env, "CASEMATE_ADMIN_TOKEN": self.token, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        until(self._answers, within_s=30, what=f"the service's start (log: {self.log})")
+        until(self._answers, seconds=30, what=f"the service's start (log: {self.log})")
         return time.monotonic() - began
 
     def _answers(self) -> bool:
@@ -121,7 +102,7 @@ class RunningService:
             return info if all(info[key] == value for key, value in wanted.items()) else None
 
         try:
-            return until(shows, within_s=within_s, what=f"{wanted} of VM {vm_id}")  # type: ignore[return-value]
+            return until(shows, seconds=within_s, what=f"{wanted} of VM {vm_id}")  # type: ignore[return-value]
         except AssertionError as late:
             log = self.log.read_text(errors="replace")[-3000:]
             children = [(child.pid, child.status(), child.cmdline()) for child in self.children()]
@@ -154,7 +135,7 @@ class RunningService:
         self.process.wait(timeout=10)
         until(
             lambda: all(_has_ended(child) for child in children),
-            within_s=2,
+            seconds=2,
             what="the end of the master's children",
         )
 
@@ -186,5 +167,6 @@ def _belongs(process: psutil.Process, folder: str) -> bool:
         command = process.cmdline()
     except psutil.Error:
         return False
-    is_qemu = bool(command) and "qemu-system" in command[0]
+    # The stand-in is a script: its interpreter and an option come first.
+    is_qemu = any("qemu-system" in word for word in command[:3])
     return is_qemu and any(folder in argument for argument in command)

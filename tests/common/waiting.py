@@ -10,13 +10,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float = 10) -> T:
-    """The first true answer of `condition`; fails after `seconds`."""
+def until(condition: Callable[[], T], *, seconds: float = 10, what: str = "it") -> T:
+    """The first true answer of `condition`; fails after `seconds` and says `what` did not happen."""
     deadline = time.monotonic() + seconds
     while True:
         if answer := condition():
             return answer
-        assert time.monotonic() < deadline, f"not within {seconds} s"
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s: {answer!r}"
         time.sleep(0.01)
 
 

@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from attest import eventlog, quote
+from core import k256
 from core.proc import run
 from tests.common.waiting import free_port, until
 

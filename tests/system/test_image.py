@@ -21,7 +21,7 @@ from image import build, manifest, packages, registry, tree
 from image.build import Variant
 from image.registry import Image
 from image.toolbox import Toolbox
-from tests.common.service import until
+from tests.common.waiting import until
 
 ROOT_LINE = "casemate: boot failed: root file system does not match its hash (dm-verity)"
 
@@ -305,6 +305,6 @@ def test_a_dev_image_has_a_shell_on_its_console_and_says_what_it_is(tmp_path: Pa
             return b"is-dev" in said
 
         try:
-            until(answered, within_s=120, what="the shell's answer")
+            until(answered, seconds=120, what="the shell's answer")
         finally:
             machine.kill()

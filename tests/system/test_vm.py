@@ -23,7 +23,8 @@ import requests
 from attest import eventlog, policy, verify
 from attest.errors import NotGenuine
 from cli.up import check_evidence, sample_compose
-from tests.common.service import RunningService, free_port, until
+from tests.common.service import RunningService
+from tests.common.waiting import free_port, until
 
 BOOT_S = 180.0
 
@@ -57,7 +58,7 @@ class Deployed:
                 return None
             return page if page.status_code == 200 else None
 
-        said: dict[str, Any] = until(answer, within_s=60, what="the app's answer").json()  # type: ignore[union-attr]
+        said: dict[str, Any] = until(answer, seconds=60, what="the app's answer").json()  # type: ignore[union-attr]
         return said
 
 
@@ -167,10 +168,10 @@ def test_a_killed_worker_and_background_process_are_replaced(vm: Deployed) -> No
         lambda: (
             len({c.pid for c in vm.service.children()} - {c.pid for c in before}) == len(before)
         ),
-        within_s=10,
+        seconds=10,
         what="new children",
     )
-    until(_working(vm), within_s=10, what="guest calls after the kill")
+    until(_working(vm), seconds=10, what="guest calls after the kill")
     assert vm.pid == pid
     assert vm.service.info(vm.vm_id)["status"] == "running"
 
@@ -186,7 +187,7 @@ def test_the_vm_outlives_kill_9_of_the_service(vm: Deployed, everything: bool) -
     assert psutil.Process(pid).is_running()
     assert vm.service.info(vm.vm_id)["status"] == "running"
     assert vm.service.serial(vm.vm_id)
-    until(_working(vm), within_s=10, what="guest calls after the restart")
+    until(_working(vm), seconds=10, what="guest calls after the restart")
     assert took < 8
 
 
@@ -244,7 +245,7 @@ def test_a_stopped_and_removed_vm_leaves_nothing(vm: Deployed) -> None:
     vm.service.call("prpc/RemoveVm", id=vm.vm_id)
     until(
         lambda: not vm.service.call("prpc/GetInfo", id=vm.vm_id)["found"],
-        within_s=20,
+        seconds=20,
         what="the removal",
     )
     assert not vm.folder.exists()

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from attest import ratls
+from core.certs import spki_der
 from core.errors import CasemateError, Invalid
 from guest import boot, certs, channel, disk, init, keys, simulator
 from guest.channel import Notifier
@@ -94,7 +95,7 @@ def test_a_root_certificate_attests_its_own_key(agent: Agent) -> None:
     evidence = found.evidence()
     assert evidence is not None
     assert evidence.report_data == ratls.report_data_for_key(
-        certs.spki_der(keys.from_seed(bytes(32)).ca_key.public_key())
+        spki_der(keys.from_seed(bytes(32)).ca_key.public_key())
     )
 
 

@@ -13,10 +13,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from cryptography.x509.oid import NameOID
 
 from attest import eventlog, quote, ratls
-from core.errors import Invalid, Unavailable
+from core.certs import Issuer, Leaf, spki_der
+from core.errors import Invalid
+from core.kdf import pkcs8_pem
 from core.proc import run
-from guest import certs, keys
-from guest.certs import Issuer, Leaf
+from guest import certs
 from guest.keys import KeyProvider
 from guest.service import Agent
 
@@ -24,8 +25,8 @@ from guest.service import Agent
 @pytest.fixture
 def ca() -> Issuer:
     key = ec.generate_private_key(ec.SECP256R1())
-    provider = KeyProvider("None", keys.pkcs8_pem(key))
-    return Issuer.of(provider, certs.root(key))
+    provider = KeyProvider("None", pkcs8_pem(key))
+    return certs.issuer_of(provider, certs.root(key))
 
 
 def issued(ca: Issuer, leaf: Leaf) -> x509.Certificate:
@@ -102,7 +103,7 @@ def test_an_ra_tls_leaf_attests_its_own_key(agent: Agent) -> None:
 
     public = certificate.public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)
-    bound = ratls.report_data_for_key(certs.spki_der(public))
+    bound = ratls.report_data_for_key(spki_der(public))
     evidence = found.evidence()
     assert evidence is not None and evidence.report_data == bound
     report = quote.parse(evidence.platform.quote).report  # type: ignore[union-attr] # a TDX simulator
@@ -139,8 +140,3 @@ def test_the_legacy_key_of_a_path_is_always_the_same(agent: Agent) -> None:
 
     assert key("/") == key("/") != key("")
     assert key("/", random_seed=True) != key("/", random_seed=True)
-
-
-def test_a_kms_app_cannot_sign_for_itself() -> None:
-    with pytest.raises(Unavailable):
-        Issuer.of(KeyProvider("Kms", "", "00"), "")

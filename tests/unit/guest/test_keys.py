@@ -11,8 +11,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from core import k256
 from core.errors import Invalid
-from guest import k256, keys
+from core.kdf import dh_secret, kdf, p256_key, pkcs8_pem
+from guest import keys
 from guest.keys import AppKeys, KeyProvider
 
 SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -60,16 +62,16 @@ def test_dh_secret_is_the_published_one(known_answers: dict[str, Any]) -> None:
     assert isinstance(root, ec.EllipticCurvePrivateKey)
     scalar = root.private_numbers().private_value.to_bytes(32, "big")
 
-    derived = keys.kdf(scalar, *(text.encode() for text in given["context"]))
+    derived = kdf(scalar, *(text.encode() for text in given["context"]))
 
-    assert keys.dh_secret(derived).hex() == given["secret"]
+    assert dh_secret(derived).hex() == given["secret"]
 
 
 def test_legacy_keys_have_the_published_scalars(
     published: AppKeys, known_answers: dict[str, Any]
 ) -> None:
     for answer in known_answers["tappd_derive_key_computed"]:
-        key = keys.p256_key(keys.kdf(published.k256_key, answer["path"].encode()))
+        key = p256_key(kdf(published.k256_key, answer["path"].encode()))
         assert f"{key.private_numbers().private_value:064x}" == answer["p256_private_scalar"]
 
 
@@ -77,12 +79,12 @@ def test_a_seed_gives_the_same_three_keys_and_another_seed_others() -> None:
     seed = bytes(range(32))
     one, again, other = keys.from_seed(seed), keys.from_seed(seed), keys.from_seed(bytes(32))
 
-    assert keys.pkcs8_pem(one.ca_key) == keys.pkcs8_pem(again.ca_key)
+    assert pkcs8_pem(one.ca_key) == pkcs8_pem(again.ca_key)
     assert (one.disk_crypt_key, one.k256_key) == (again.disk_crypt_key, again.k256_key)
     assert len({one.disk_crypt_key, one.k256_key, other.disk_crypt_key, other.k256_key}) == 4
     # Both computed here from kms.md section 1 by HKDF of the standard library's hmac.
     assert one.k256_key == _hkdf(seed, b"app-k256-key")
-    assert one.disk_crypt_key == keys.dh_secret(_hkdf(seed, b"app-disk-key"))
+    assert one.disk_crypt_key == dh_secret(_hkdf(seed, b"app-disk-key"))
 
 
 def _hkdf(key: bytes, info: bytes) -> bytes:
@@ -95,7 +97,7 @@ def _hkdf(key: bytes, info: bytes) -> bytes:
 def test_the_keys_file_survives_a_round_trip() -> None:
     made = keys.from_seed(os.urandom(32))
     for kind, id_text in (("None", ""), ("Local", "ab" * 32), ("Tpm", "cd" * 32), ("Kms", "ef")):
-        provider = KeyProvider(kind, keys.pkcs8_pem(made.ca_key), id_text)
+        provider = KeyProvider(kind, pkcs8_pem(made.ca_key), id_text)
         given = AppKeys(made.disk_crypt_key, b"", made.k256_key, b"", "any", "PEM", provider)
         assert AppKeys.read(given.to_json().encode()) == given
 

@@ -99,7 +99,21 @@ def test_kvm_that_opens_and_does_not_run_code_is_not_taken(tmp_path: Path, kvm: 
     assert (chosen.name, chosen.cpu) == ("tcg", "max,cx16=off")
     with pytest.raises(Unavailable, match="probe failed"):
         accel.choose("kvm", kvm, tmp_path)
-    assert probes(tmp_path) == 1
+
+
+def test_a_failed_probe_is_remembered_for_one_start_of_the_service(
+    tmp_path: Path, kvm: str
+) -> None:
+    (tmp_path / "code").write_text("1")
+    assert accel.choose("auto", kvm, tmp_path).name == "tcg"
+    (tmp_path / "code").write_text("35")
+    assert accel.choose("auto", kvm, tmp_path).name == "tcg"
+
+    a_minute_ago = time.time() - accel.FAILURE_S - 1
+    os.utime(tmp_path / "kvm-probe.json", (a_minute_ago, a_minute_ago))
+
+    assert accel.choose("auto", kvm, tmp_path).name == "kvm"
+    assert probes(tmp_path) == 2
 
 
 def test_another_qemu_is_probed_anew(tmp_path: Path, kvm: str) -> None:

@@ -264,7 +264,7 @@ def test_a_vm_that_keeps_dying_is_started_again_with_pauses_until_it_is_given_up
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vmm.background.SWEEP_S", 0.1)
-    restart = AutoRestartConfig(initial_backoff=1, max_backoff=1, max_retries=2)
+    restart = AutoRestartConfig(interval=1, initial_backoff=1, max_backoff=1, max_retries=2)
     vms = Vms(replace(config, cvm=replace(config.cvm, auto_restart=restart)), database, host)
     vm_id = vms.create(wanted())
     began = time.monotonic()
@@ -291,7 +291,7 @@ def test_a_vm_that_keeps_dying_is_started_again_with_pauses_until_it_is_given_up
 def test_a_vm_that_died_is_started_again_after_its_pause(
     config: Config, database: Database, host: Host, image: Image, background: Start
 ) -> None:
-    restart = AutoRestartConfig(initial_backoff=1)
+    restart = AutoRestartConfig(interval=1, initial_backoff=1)
     vms = Vms(replace(config, cvm=replace(config.cvm, auto_restart=restart)), database, host)
     background(vms)
     vm_id = vms.create(wanted())

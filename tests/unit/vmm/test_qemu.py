@@ -12,6 +12,7 @@ from core.config import CvmConfig
 from core.errors import Upstream
 from core.proc import run
 from vmm import qemu, qmp
+from vmm.host import Account
 from vmm.network import Port, mac_address
 from vmm.qemu import (
     BridgeCard,
@@ -124,7 +125,7 @@ CASES = {
     ),
     "9p-share": replace(SIMULATED, share=Share("9p", WORK / "shared")),
     "vvfat-share": replace(SIMULATED, share=Share("vvfat", WORK / "shared")),
-    "swtpm-other-user": replace(SIMULATED, swtpm_socket=WORK / "swtpm.sock", run_as="casemate-vm"),
+    "swtpm-other-user": replace(SIMULATED, swtpm_socket=WORK / "swtpm.sock", run_as=Account(990, 991)),
 }
 
 

@@ -182,7 +182,8 @@ def test_a_start_that_fails_leaves_a_stopped_vm_without_a_process(
     kind: type[CasemateError] | None,
     match: str,
 ) -> None:
-    monkeypatch.setattr(reconcile, "QMP_GREETING_S", 0.5)
+    if kind is UpstreamTimeout:
+        monkeypatch.setattr(reconcile, "QMP_GREETING_S", 0.5)
     vm_id = vms.create(wanted(stopped=True))
     spoil(vms)
 

@@ -1,0 +1,181 @@
+"""Reading contracts of an Ethereum-like chain: plain JSON-RPC, one or many calls a request.
+
+Sources: the public Ethereum JSON-RPC specification (eth_call, eth_chainId, eth_getCode) and the contract ABI.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from core import k256
+from core.errors import Upstream, UpstreamTimeout
+
+CONNECT_S = 5.0
+CALL_S = 10.0
+MAX_ANSWER = 4 * 1024 * 1024
+# Nodes refuse longer batches; a hundred is below every known limit.
+MAX_BATCH = 100
+
+_HEX = re.compile(r"0x([0-9a-fA-F]{2})*")
+_QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
+
+
+class Reverted(Upstream):
+    """The contract refused the call; the message is the node's."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A read of a contract: its address (20 bytes), and the selector with its encoded arguments."""
+
+    to: bytes
+    data: bytes
+
+
+def selector(signature: str) -> bytes:
+    """The first four bytes of the hash of a function's signature, such as `owner()`."""
+    return k256.keccak256(signature.encode())[:4]
+
+
+def encode(signature: str, *arguments: Any) -> bytes:
+    """The data of a call: selector and arguments, whose types stand in the signature's parentheses."""
+    import eth_abi.abi
+
+    types = _split(signature[signature.index("(") + 1 : -1])
+    return selector(signature) + eth_abi.abi.encode(types, arguments)
+
+
+def decode(types: Sequence[str], data: bytes) -> tuple[Any, ...]:
+    """The values of an answer; Upstream when it holds no such values, as where no contract is."""
+    import eth_abi.abi
+    from eth_abi.exceptions import DecodingError
+
+    try:
+        return tuple(eth_abi.abi.decode(types, data))
+    except (DecodingError, UnicodeDecodeError, OverflowError):
+        raise Upstream("the contract's answer is not of the expected form") from None
+
+
+def _split(types: str) -> list[str]:
+    """The argument types at the top level: `(a,b),c` are two."""
+    depth, parts = 0, [""]
+    for char in types:
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part for part in parts if part]
+
+
+class Chain:
+    """A chain behind one JSON-RPC address; every question has a deadline, no answer is kept."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._numbers = itertools.count(1)
+
+    def chain_id(self) -> int:
+        """The chain's number."""
+        value = self._one("eth_chainId", [])
+        if not isinstance(value, str) or not _QUANTITY.fullmatch(value):
+            raise Upstream("the chain's answer is not a number")
+        return int(value, 16)
+
+    def code(self, address: bytes) -> bytes:
+        """The code at an address; empty where no contract is."""
+        return _octets(self._one("eth_getCode", ["0x" + address.hex(), "latest"]))
+
+    def call(self, call: Call) -> bytes:
+        """What a contract answers; Reverted when it refuses, Upstream or UpstreamTimeout otherwise."""
+        return _octets(self._one("eth_call", _params(call)))
+
+    def calls(self, calls: Sequence[Call]) -> list[bytes | Reverted]:
+        """What contracts answer, in the order asked; a refusal stands in the place of its answer."""
+        answers: list[bytes | Reverted] = []
+        for start in range(0, len(calls), MAX_BATCH):
+            answers += self._batch(calls[start : start + MAX_BATCH])
+        return answers
+
+    def _batch(self, calls: Sequence[Call]) -> list[bytes | Reverted]:
+        questions = [self._question("eth_call", _params(call)) for call in calls]
+        said = self._post(questions)
+        if not isinstance(said, list):
+            raise Upstream("the chain does not answer several questions at once")
+        by_id = {entry.get("id"): entry for entry in said if isinstance(entry, dict)}
+        return [_octets_or_refusal(by_id.get(question["id"])) for question in questions]
+
+    def _one(self, method: str, params: list[Any]) -> object:
+        said = self._post(self._question(method, params))
+        return _result(said)
+
+    def _question(self, method: str, params: list[Any]) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": params}
+
+    def _post(self, body: object) -> object:
+        deadline = time.monotonic() + CALL_S
+        try:
+            with requests.post(
+                self.url,
+                json=body,
+                timeout=(CONNECT_S, CALL_S),
+                allow_redirects=False,
+                stream=True,
+            ) as answer:
+                return _read(answer, deadline)
+        except requests.Timeout:
+            raise UpstreamTimeout("the chain does not answer in time") from None
+        except (requests.RequestException, ValueError):
+            # No address in the message: it may hold a key of the operator's.
+            raise Upstream("the chain cannot be asked") from None
+
+
+def _read(answer: requests.Response, deadline: float) -> object:
+    content = b""
+    for chunk in answer.iter_content(64 * 1024):
+        content += chunk
+        if len(content) > MAX_ANSWER:
+            raise Upstream("the chain's answer is too large")
+        if time.monotonic() > deadline:
+            raise UpstreamTimeout("the chain does not answer in time")
+    return json.loads(content)
+
+
+def _params(call: Call) -> list[Any]:
+    return [{"to": "0x" + call.to.hex(), "data": "0x" + call.data.hex()}, "latest"]
+
+
+def _result(said: object) -> object:
+    if not isinstance(said, dict):
+        raise Upstream("the chain's answer is not of the expected form")
+    error = said.get("error")
+    if error is not None:
+        message = error.get("message") if isinstance(error, dict) else error
+        text = str(message)[:500]
+        # EIP-1474: code 3 is a call that the contract reverted; older nodes say it in words.
+        reverted = isinstance(error, dict) and error.get("code") == 3
+        if reverted or "revert" in text.lower():
+            raise Reverted(f"the contract refused the call: {text}")
+        raise Upstream(f"the chain refused the question: {text}")
+    return said.get("result")
+
+
+def _octets(value: object) -> bytes:
+    if not isinstance(value, str) or not _HEX.fullmatch(value):
+        raise Upstream("the chain's answer is not hex text")
+    return bytes.fromhex(value[2:])
+
+
+def _octets_or_refusal(said: object) -> bytes | Reverted:
+    try:
+        return _octets(_result(said))
+    except Reverted as refusal:
+        return refusal

@@ -1,0 +1,145 @@
+"""How a KMS proves itself: through the guest agent of the VM it runs in, or with a simulated TEE of its own.
+
+Sources: guest-agent.md section 6 (Attest), kms.md section 8 (`simulate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote as quoted
+
+import requests
+import requests_unixsocket
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attest import envelope, eventlog, ratls
+from attest.evidence import Attestation, TdxEvidence
+from attest.verified import Trust
+from core import certs, files
+from core.errors import Invalid, Upstream
+from kms.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CALL_S = 10.0
+SEED = "seed"
+ROOT_CA = "tee-root-ca.pem"
+COLLATERAL = "tee-collateral.json"
+# What a simulated KMS says it is; the real one is the app that its VM boots.
+_SIMULATED_APP = hashlib.sha256(b"casemate kms, simulated").digest()
+
+
+class Attester(Protocol):
+    """Whoever signs evidence for this KMS."""
+
+    def attestation(self, report_data: bytes) -> Attestation:
+        """Evidence over 64 bytes."""
+        ...
+
+    def trust(self, others: Trust) -> Trust:
+        """What our own evidence is judged by, given what that of others is judged by."""
+        ...
+
+
+@dataclass(frozen=True)
+class Agent:
+    """The guest agent on its socket."""
+
+    socket: Path
+
+    def attestation(self, report_data: bytes) -> Attestation:
+        """The agent's Attest; Upstream when it does not give any."""
+        url = f"http+unix://{quoted(str(self.socket), safe='')}/Attest"
+        try:
+            with requests_unixsocket.Session() as session:
+                answer = session.post(url, json={"report_data": report_data.hex()}, timeout=CALL_S)
+            raw = bytes.fromhex(answer.json()["attestation"])
+        except (requests.RequestException, ValueError, KeyError, TypeError):
+            raise Upstream(f"the guest agent at {self.socket} gives no attestation") from None
+        return envelope.decode(raw)
+
+    def trust(self, others: Trust) -> Trust:
+        """The same as for others."""
+        return others
+
+
+class Simulated:
+    """A simulated TEE whose seed is kept in a folder, beside the root and collateral that verifiers need."""
+
+    def __init__(self, folder: Path) -> None:
+        from attest_sim.tdx import SIMULATED_MRTD, SimulatedPlatform, boot_events
+
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        seed = files.write_once(folder / SEED, secrets.token_bytes(32))
+        self._platform = SimulatedPlatform.from_seed(seed)
+        self._mrtd = SIMULATED_MRTD
+        self._events = (*boot_events(), *_runtime_events(hashlib.sha256(seed).digest()[:20]))
+        self._rtmrs = tuple(eventlog.replay(self._events, imr) for imr in range(4))
+        files.write_atomic(folder / ROOT_CA, self._platform.root_ca_pem, 0o644)
+        files.write_atomic(folder / COLLATERAL, self._collateral(), 0o644)
+
+    def attestation(self, report_data: bytes) -> Attestation:
+        """Evidence in the real layout under the simulated root."""
+        quote = self._platform.quote(report_data, mrtd=self._mrtd, rtmrs=self._rtmrs)
+        runtime = tuple(event for event in self._events if event.is_runtime)
+        return Attestation(TdxEvidence(quote, self._events), runtime, report_data, "")
+
+    def trust(self, others: Trust) -> Trust:
+        """Our own root: this is about who we are, not about who may have keys."""
+        now = int(time.time())
+        return Trust(
+            now=now,
+            collateral=lambda claim: self._collateral(),
+            tdx_root=self._platform.root_ca_der,
+            check_image=False,
+        )
+
+    def _collateral(self) -> str:
+        return self._platform.collateral_json(int(time.time()))
+
+
+def _runtime_events(instance_id: bytes) -> tuple[eventlog.Event, ...]:
+    provider = json.dumps({"name": "none", "id": ""}, separators=(",", ":")).encode()
+    # guest-agent.md section 10: the order in which every guest measures itself.
+    measured = (
+        ("system-preparing", b""),
+        ("app-id", _SIMULATED_APP[:20]),
+        ("compose-hash", _SIMULATED_APP),
+        ("instance-id", instance_id),
+        ("boot-mr-done", b""),
+        ("key-provider", provider),
+        ("storage-fs", b"ext4"),
+        ("system-ready", b""),
+    )
+    return tuple(eventlog.runtime_event(name, payload) for name, payload in measured)
+
+
+def of(settings: Settings) -> Attester | None:
+    """Who attests this KMS; None for one without a TEE, which must not claim to need one (else Invalid)."""
+    core = settings.core
+    if core.simulate:
+        logger.warning("this KMS attests itself with a simulated TEE, which proves nothing")
+        return Simulated(settings.tee_dir)
+    if core.agent_socket.exists():
+        return Agent(core.agent_socket)
+    if core.attest_rpc_cert or core.enforce_self_authorization:
+        raise Invalid(
+            f"there is no guest agent at {core.agent_socket}, so this KMS cannot prove what it is: run it in "
+            "a confidential VM, or set core.attest_rpc_cert and core.enforce_self_authorization to false"
+        )
+    logger.warning("this KMS runs outside of a TEE: whoever controls this machine has its keys")
+    return None
+
+
+def extension(attester: Attester, key: ec.EllipticCurvePublicKey) -> x509.UnrecognizedExtension:
+    """The certificate extension that attests a key."""
+    report_data = ratls.report_data_for_key(certs.spki_der(key))
+    return ratls.attestation_extension(attester.attestation(report_data))

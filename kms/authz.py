@@ -1,0 +1,183 @@
+"""Who may have keys: the question put to somebody else's service, or answered yes in development.
+
+Each way answers the same three questions; no decision is ever kept.  Source: kms.md section 5.  The policy file
+is in kms/policy.py, the contract in kms/chain.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import requests
+
+from attest.boot_info import BootInfo
+from core.errors import CasemateError, Upstream, UpstreamTimeout
+from kms.settings import AuthSettings
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+CALL_S = 10.0
+MAX_ANSWER = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Yes or no, the reason of a no, and the gateway that an allowed app may use."""
+
+    is_allowed: bool
+    reason: str = ""
+    gateway_app_id: str = ""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What an authorisation service says of itself."""
+
+    gateway_app_id: str = ""
+    kms_contract: str = ""
+    chain_id: int = 0
+    app_implementation: str = ""
+
+
+class Authorizer(Protocol):
+    """Decides for apps and for other KMSs."""
+
+    is_dev: bool
+
+    def app(self, boot: BootInfo) -> Decision:
+        """Whether an app may have its keys."""
+        ...
+
+    def kms(self, boot: BootInfo) -> Decision:
+        """Whether a KMS, this one or another, may hold the root keys."""
+        ...
+
+    def policy(self) -> Policy:
+        """What the service says of itself; Upstream when it cannot be asked."""
+        ...
+
+
+class Dev:
+    """Allows everything: for machines whose keys protect nothing."""
+
+    is_dev = True
+
+    def __init__(self, gateway_app_id: str) -> None:
+        self._gateway_app_id = gateway_app_id
+
+    def app(self, boot: BootInfo) -> Decision:
+        """Yes."""
+        return Decision(True, gateway_app_id=self._gateway_app_id)
+
+    kms = app
+
+    def policy(self) -> Policy:
+        """The configured gateway."""
+        return Policy(gateway_app_id=self._gateway_app_id)
+
+
+class Webhook:
+    """dstack's authorisation service: asked anew for every decision, and no answer is a no."""
+
+    is_dev = False
+
+    def __init__(self, url: str, version: str) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"User-Agent": f"dstack-kms/{version}"}
+
+    def app(self, boot: BootInfo) -> Decision:
+        """The service's word on an app."""
+        return self._decide("bootAuth/app", boot)
+
+    def kms(self, boot: BootInfo) -> Decision:
+        """The service's word on a KMS."""
+        return self._decide("bootAuth/kms", boot)
+
+    def policy(self) -> Policy:
+        """The service's own description."""
+        said = self._ask("GET", "")
+        chain_id = said.get("chainId", 0)
+        return Policy(
+            gateway_app_id=_text(said, "gatewayAppId"),
+            kms_contract=_text(said, "kmsContractAddr"),
+            chain_id=chain_id if isinstance(chain_id, int) else 0,
+            app_implementation=_text(said, "appAuthImplementation")
+            or _text(said, "appImplementation"),
+        )
+
+    def _decide(self, path: str, boot: BootInfo) -> Decision:
+        try:
+            said = self._ask("POST", path, boot.to_json())
+        except CasemateError as error:
+            logger.warning("a boot was denied: %s", error.message)
+            return Decision(False, error.message)
+        if said.get("isAllowed") is not True:
+            return Decision(False, _text(said, "reason") or "the authorisation service says no")
+        return Decision(True, gateway_app_id=_text(said, "gatewayAppId"))
+
+    def _ask(self, method: str, path: str, body: object = None) -> Mapping[str, object]:
+        try:
+            with requests.request(
+                method,
+                f"{self._url}/{path}",
+                json=body,
+                headers=self._headers,
+                timeout=(CONNECT_S, CALL_S),
+                allow_redirects=False,
+                stream=True,
+            ) as answer:
+                content = _read(answer)
+        except requests.Timeout:
+            raise UpstreamTimeout("the authorisation service does not answer in time") from None
+        except requests.RequestException:
+            raise Upstream("the authorisation service cannot be reached") from None
+        if not 200 <= answer.status_code < 300:
+            raise Upstream(f"the authorisation service answered {answer.status_code}")
+        return _object(content)
+
+
+def _read(answer: requests.Response) -> bytes:
+    deadline, content = time.monotonic() + CALL_S, b""
+    for chunk in answer.iter_content(16 * 1024):
+        content += chunk
+        if len(content) > MAX_ANSWER:
+            raise Upstream("the answer of the authorisation service is too large")
+        if time.monotonic() > deadline:
+            raise UpstreamTimeout("the authorisation service does not answer in time")
+    return content
+
+
+def _object(content: bytes) -> Mapping[str, object]:
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise Upstream("the authorisation service did not answer with a JSON object")
+    return said
+
+
+def _text(said: Mapping[str, object], name: str) -> str:
+    value = said.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def of(auth: AuthSettings, version: str) -> Authorizer:
+    """The way of deciding that the configuration names."""
+    from kms.chain import Contract
+    from kms.policy import PolicyFile
+
+    if auth.type == "webhook":
+        return Webhook(auth.webhook.url, version)
+    if auth.type == "file":
+        return PolicyFile(auth.file.path)
+    if auth.type == "ethereum":
+        return Contract(auth.ethereum.rpc_url, auth.ethereum.contract)
+    logger.warning("every app and every KMS is given its keys: core.auth_api.type is dev")
+    return Dev(auth.dev.gateway_app_id)

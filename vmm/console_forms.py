@@ -1,0 +1,186 @@
+"""The deploy and update forms: from what was typed to the messages of /prpc, and from a VM to what is shown (pure).
+
+Nothing is judged here: a value that is no number goes on as it was typed, and the message says what is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from core.errors import CasemateError, Invalid
+from vmm.console_compose import FLAGS, TEXTS, Form, lines, shown, wanted
+
+RESOURCES = ("vcpu", "memory", "disk_size", "image")
+PORT = ("port_protocol", "port_address", "port_host", "port_vm")
+_HEAD = re.compile(r"(\w+)(?:[\[.][^:]*)?: (.+)", re.DOTALL)
+# What a message calls otherwise than the form, where the reason is shown.
+_SHOWN_AT = {"networking": "networks", "simulated_tee": "tee", "no_tee": "tee"}
+_PLACES = {
+    *("name", "image", "vcpu", "memory", "disk_size", "compose_file", "user_config", "app_id", "ports"),
+    *("networks", "gpus", "encrypted_env", "kms_urls", "gateway_urls", "tee", "hugepages", "pin_numa"),
+}
+
+
+def configuration(form: Form) -> dict[str, Any]:
+    """The request of CreateVm."""
+    return {
+        "name": form.get("name", ""),
+        "image": form.get("image", ""),
+        "compose_file": wanted(form),
+        "vcpu": _number(form.get("vcpu", "")),
+        "memory": _memory(form),
+        "disk_size": _number(form.get("disk_size", "")),
+        "ports": ports(form),
+        "encrypted_env": form.get("encrypted_env", ""),
+        "app_id": form.get("app_id", "").strip() or None,
+        "user_config": lines(form.get("user_config", "")),
+        "hugepages": "hugepages" in form,
+        "pin_numa": "pin_numa" in form,
+        "gpus": _gpus(form),
+        "kms_urls": form.get("kms_urls", "").split(),
+        "gateway_urls": form.get("gateway_urls", "").split(),
+        "stopped": "stopped" in form,
+        "no_tee": form.get("tee") == "none",
+        "simulated_tee": "dstack-tdx" if form.get("tee") == "simulated" else None,
+        "networks": networks(form),
+    }
+
+
+def change(form: Form, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of UpdateVm: the differences between what was typed and what the VM has."""
+    before = info["configuration"]
+    message: dict[str, Any] = {"id": info["id"]}
+    if (compose := wanted(form, before["compose_file"])) != before["compose_file"]:
+        message["compose_file"] = compose
+    if (text := lines(form.get("user_config", ""))) != lines(before["user_config"]):
+        message["user_config"] = text
+    if "reset_secrets" in form:
+        message["encrypted_env"] = form.get("encrypted_env", "")
+    given = {"vcpu": _number(form.get("vcpu", "")), "memory": _memory(form)}
+    given |= {"disk_size": _number(form.get("disk_size", "")), "image": form.get("image", "")}
+    message |= {k: v for k, v in given.items() if k in form and v != before[k]}
+    for name, flag, value in (
+        ("ports", "update_ports", ports(form)),
+        ("kms_urls", "update_kms_urls", form.get("kms_urls", "").split()),
+        ("gateway_urls", "update_gateway_urls", form.get("gateway_urls", "").split()),
+        ("networks", "update_networking", networks(form)),
+    ):
+        if value != _of(before, name):
+            message |= {flag: True, name: value}
+    if (gpus := _gpus(form)) != (before["gpus"] or {"attach_mode": "", "gpus": []}):
+        message["gpus"] = gpus
+    if (no_tee := form.get("tee") == "none") != before["no_tee"]:
+        message["no_tee"] = no_tee
+    return message
+
+
+def empty(image: str) -> Form:
+    """What the deploy form shows at first."""
+    texts = {"image": image, "vcpu": "1", "memory": "1024", "memory_unit": "MB", "disk_size": "10"}
+    texts |= {"compose_mode": "docker", "key_provider": "none", "tee": "tee"}
+    return Form([*texts.items(), *((name, "on") for name, on in FLAGS.items() if on)])
+
+
+def filled(info: Mapping[str, Any]) -> Form:
+    """What the forms show of a VM."""
+    has = info["configuration"]
+    compose = shown(has["compose_file"])
+    form = Form(
+        {name: str(has[name]) for name in ("name", "image", "vcpu", "memory", "disk_size")}
+        | {name: compose[name] for name in (*TEXTS, "key_provider")}
+        | {"compose_file": has["compose_file"], "user_config": has["user_config"]}
+        | {"memory_unit": "MB", "tee": _tee(has), "app_id": info["app_id"]}
+        | {name: " ".join(has[name]) for name in ("kms_urls", "gateway_urls")}
+        | {"compose_mode": "docker" if compose["docker_compose_file"] else "raw"}
+        | {"gpu_mode": (has["gpus"] or {}).get("attach_mode", "")}
+        | {"allowed_envs": " ".join(compose["allowed_envs"])}
+    )
+    flags = {name: compose[name] for name in FLAGS}
+    flags |= {name: has[name] for name in ("hugepages", "pin_numa")}
+    form.update({name: "on" for name, is_on in flags.items() if is_on})
+    for port in has["ports"]:
+        values = (port["protocol"], port["host_address"], port["host_port"], port["vm_port"])
+        form.update({name: str(value) for name, value in zip(PORT, values, strict=True)})
+    for card in _of(has, "networks"):
+        form.update({"network_mode": card["mode"], "network_bridge": card["bridge_name"] or ""})
+    for gpu in (has["gpus"] or {}).get("gpus", []):
+        form.update({"gpu": gpu["slot"]})
+    return form
+
+
+def ports(form: Form) -> list[dict[str, Any]]:
+    """The port mappings of the rows that have a number."""
+    rows = zip(*(form.getlist(name) for name in PORT), strict=False)
+    return [
+        {
+            "protocol": protocol,
+            "host_port": _number(host),
+            "vm_port": _number(vm),
+            "host_address": address.strip(),
+        }
+        for protocol, address, host, vm in rows
+        if host.strip() or vm.strip()
+    ]
+
+
+def networks(form: Form) -> list[dict[str, Any]]:
+    """The network cards of the rows that have a mode."""
+    rows = zip(form.getlist("network_mode"), form.getlist("network_bridge"), strict=False)
+    return [{"mode": mode, "bridge_name": name.strip() or None} for mode, name in rows if mode]
+
+
+def reasons(refusal: CasemateError) -> dict[str, str]:
+    """Why a form was refused, by the field beside which each reason is shown ("" for the whole)."""
+    fields = dict(refusal.fields) if isinstance(refusal, Invalid) else {}
+    if not fields and (head := _HEAD.fullmatch(refusal.message)):
+        fields = {head[1]: [head[2]]}
+    told: dict[str, str] = {}
+    for name, why in fields.items():
+        head_name, _, rest = _in_words(name).partition(" ")
+        place = _SHOWN_AT.get(head_name, head_name)
+        text = f"{rest} {', '.join(why)}".strip()
+        if place not in _PLACES:
+            place, text = "", f"{name}: {text}"
+        told[place] = f"{told[place]}; {text}" if place in told else text
+    return told or {"": refusal.message}
+
+
+def _in_words(name: str) -> str:
+    # ports[0].host_port is the first row's for people.
+    counted = re.sub(r"\[(\d{1,9})\]", lambda found: f" row {int(found[1]) + 1}", name)
+    return counted.replace(".", " ").replace("_", " " if " " in counted else "_")
+
+
+def _of(before: Mapping[str, Any], name: str) -> list[Any]:
+    if name == "networks" and not before["networks"] and before["networking"]:
+        return [before["networking"]]
+    return list(before[name])
+
+
+def _gpus(form: Form) -> dict[str, Any]:
+    slots = [{"slot": slot} for slot in form.getlist("gpu")]
+    mode = form.get("gpu_mode", "")
+    return {"attach_mode": mode or ("listed" if slots else ""), "gpus": slots}
+
+
+def _tee(has: Mapping[str, Any]) -> str:
+    if has["no_tee"]:
+        return "none"
+    return "simulated" if has["simulated_tee"] else "tee"
+
+
+def _memory(form: Form) -> object:
+    given = _number(form.get("memory", ""))
+    if form.get("memory_unit") != "GB":
+        return given
+    try:
+        return float(form.get("memory", "")) * 1024
+    except ValueError:
+        return given
+
+
+def _number(text: str) -> object:
+    stripped = text.strip()
+    return int(stripped) if re.fullmatch(r"-?\d{1,20}", stripped) else stripped

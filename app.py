@@ -13,10 +13,14 @@ from flask import Flask, Response, current_app, g, render_template, request, ses
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+import verify.routes
 import vmm.console
+import vmm.console_form_routes
+import vmm.console_vm_routes
 import vmm.guest_routes
 import vmm.log_routes
 import vmm.metrics_routes
+import vmm.openapi_routes
 import vmm.routes
 import vmm.rpc
 from accounts.credentials import Credentials
@@ -26,14 +30,15 @@ from accounts.tokens import session_key
 from core.config import Config
 from core.errors import CasemateError, Conflict, Forbidden, RateLimited, Unauthenticated, status_of
 from models.base import Database, is_disk_full
+from verify.service import Verifier
 from vmm.host import Host
 from vmm.service import Vms
 from vmm.version import VERSION
 
 logger = logging.getLogger(__name__)
 
-# The pages ask for the token themselves.
-OPEN = {"console"}
+# The pages ask for the token themselves; evidence is for everybody.
+OPEN = {"console", "verify"}
 # What asks for no operator but only for a caller: it looks itself at what is the caller's, or it is nobody's
 # (None: there is no such path).
 FOR_ANY_CALLER = {"logs", "openapi", None}
@@ -63,6 +68,7 @@ def create_app(config: Config, host: Host) -> Flask:
     database = Database(config.database)
     app.extensions["accounts"] = Accounts.of(config, database)
     app.extensions["stream_places"] = BoundedSemaphore(max(1, config.server.threads // 2))
+    app.extensions["verifier"] = Verifier.of(config)
     app.extensions["vms"] = Vms(config, database, host)
 
     app.secret_key = session_key(config.data_dir)
@@ -74,6 +80,8 @@ def create_app(config: Config, host: Host) -> Flask:
     app.register_blueprint(vmm.routes.blueprint)
     app.register_blueprint(vmm.guest_routes.blueprint)
     app.register_blueprint(vmm.log_routes.blueprint)
+    app.register_blueprint(vmm.openapi_routes.blueprint)
+    app.register_blueprint(verify.routes.blueprint)
     app.register_blueprint(vmm.metrics_routes.blueprint)
 
     app.before_request(_authenticate)
@@ -178,5 +186,6 @@ PAGES = Surface(
     _page,
     challenge='Bearer realm="casemate"',
 )
+VERIFIER = Surface(("/verify", "/health"), verify.routes.refusal)
 # The first that has the path; the VMM speaks where none has.
-SURFACES = (VMM, PAGES)
+SURFACES = (VMM, VERIFIER, PAGES)

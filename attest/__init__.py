@@ -1,1 +1,4 @@
-"""The attestation library: bytes in, frozen values out, one error family; no network, no database."""
+"""The attestation library: bytes in, frozen values out, one error family; no database.
+
+Only collateral.py knows a network.
+"""

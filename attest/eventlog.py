@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from attest.errors import Malformed
+from attest.errors import Malformed, Mismatch
 
 # guest-agent.md section 5: the type of every event that software measures into RTMR3 at run time.
 RUNTIME_EVENT_TYPE = 0x08000001
@@ -169,7 +169,7 @@ def from_json(text: str) -> tuple[Event, ...]:
     """Reads a log that anybody may have written; unknown fields are ignored.
 
     Digests may be empty (stripped logs).  Raises Malformed for everything that is not a log of at most
-    10 MiB, and for a version 2 event without its canonical preimage.
+    10 MiB, and Mismatch for a version 2 event without its canonical preimage.
     """
     if len(text) > MAX_JSON_CHARS:
         raise Malformed("event log: larger than 10 MiB")
@@ -204,13 +204,13 @@ def _read_entry(entry: object, where: str) -> Event:
 
 
 def check_version(event: Event, given_preimage: bytes | None, where: str) -> None:
-    """Refuses (Malformed) an event whose version is unknown or whose preimage is not the canonical one."""
+    """Refuses an event whose version is unknown (Malformed) or whose preimage is another's (Mismatch)."""
     if event.version not in (1, 2):
         raise Malformed(f"{where}: version must be 1 or 2")
     if event.version == 2 and not event.is_runtime:
         raise Malformed(f"{where}: only runtime events of RTMR3 have version 2")
     if event.version == 2 and given_preimage != preimage(event.event, event.event_payload):
-        raise Malformed(f"{where}: preimage is not the canonical form of this event")
+        raise Mismatch(f"{where}: preimage is not the canonical form of this event")
 
 
 def _whole(entry: Mapping[str, object], key: str, most: int, where: str) -> int:

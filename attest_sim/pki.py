@@ -7,6 +7,7 @@ from the same seed, arrive at the same certificates byte for byte.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -75,8 +76,10 @@ class Authority:
         """The certificate in DER."""
         return self.certificate.public_bytes(serialization.Encoding.DER)
 
-    def revocation_list(self, issued: datetime.datetime, until: datetime.datetime) -> bytes:
-        """A DER revocation list that revokes nothing and is valid between the two times."""
+    def revocation_list(
+        self, issued: datetime.datetime, until: datetime.datetime, revoked: Sequence[int] = ()
+    ) -> bytes:
+        """A DER revocation list of these serial numbers, valid between the two times."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
@@ -85,6 +88,9 @@ class Authority:
             .add_extension(x509.CRLNumber(int(issued.timestamp())), critical=False)
             .add_extension(_authority_key(self.key), critical=False)
         )
+        for serial in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(issued)
+            builder = builder.add_revoked_certificate(entry.build())
         crl = builder.sign(self.key, hashes.SHA256())
         return crl.public_bytes(serialization.Encoding.DER)
 

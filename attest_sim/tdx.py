@@ -98,18 +98,27 @@ class SimulatedPlatform:
         mrtd: bytes,
         rtmrs: Sequence[bytes],
         mr_config_id: bytes = bytes(48),
+        td_attributes: bytes = TD_ATTRIBUTES,
+        version: int = 4,
     ) -> bytes:
-        """A version 4 quote over 64 bytes of report data, MRTD, the four RTMRs and MRCONFIGID (48 each)."""
-        header = struct.pack("<HHIHH16s20s", 4, 2, 0x81, _QE_SVN, _PCE_SVN, QE_VENDOR_ID, self.ppid)
-        signed = header + _td_report(report_data, mrtd, rtmrs, mr_config_id)
+        """A quote over 64 bytes of report data, MRTD, the four RTMRs and MRCONFIGID (48 each).
+
+        Version 5 has the same report with its type and size before it.
+        """
+        header = struct.pack(
+            "<HHIHH16s20s", version, 2, 0x81, _QE_SVN, _PCE_SVN, QE_VENDOR_ID, self.ppid
+        )
+        body = _td_report(report_data, mrtd, rtmrs, mr_config_id, td_attributes)
+        signed = header + (struct.pack("<HI", 2, len(body)) if version == 5 else b"") + body
         signature = pki.sign_raw(self._attestation_key, signed)
         data = signature + pki.public_point(self._attestation_key) + self._certification
         return signed + struct.pack("<I", len(data)) + data
 
-    def collateral_json(self, now: int) -> str:
+    def collateral_json(self, now: int, *, revoked: Sequence[int] = ()) -> str:
         """What a verifier needs beside the root, as dcap-qvl's QuoteCollateralV3 JSON.
 
-        Valid from a day before `now` (Unix seconds) until seven days after it.
+        Valid from a day before `now` (Unix seconds) until seven days after it; `revoked` are serial numbers of
+        certificates under the PCK CA.
         """
         moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
         issued, until = moment - COLLATERAL_HEAD_START, moment + COLLATERAL_LIFETIME
@@ -118,7 +127,7 @@ class SimulatedPlatform:
         fields = {
             "pck_crl_issuer_chain": self._pck_ca.pem + self._root.pem,
             "root_ca_crl": self._root.revocation_list(issued, until).hex(),
-            "pck_crl": self._pck_ca.revocation_list(issued, until).hex(),
+            "pck_crl": self._pck_ca.revocation_list(issued, until, revoked).hex(),
             "tcb_info_issuer_chain": self._tcb.pem + self._root.pem,
             "tcb_info": tcb_info,
             "tcb_info_signature": pki.sign_raw(self._tcb.key, tcb_info.encode()).hex(),
@@ -147,7 +156,11 @@ def _certification(
 
 
 def _td_report(
-    report_data: bytes, mrtd: bytes, rtmrs: Sequence[bytes], mr_config_id: bytes
+    report_data: bytes,
+    mrtd: bytes,
+    rtmrs: Sequence[bytes],
+    mr_config_id: bytes,
+    td_attributes: bytes,
 ) -> bytes:
     registers = (mrtd, mr_config_id, *rtmrs)
     if len(report_data) != 64 or [len(register) for register in registers] != [48] * 6:
@@ -158,7 +171,7 @@ def _td_report(
             _label("mrseam"),
             bytes(48),  # MRSIGNERSEAM: zero stands for the vendor's own module
             bytes(8),
-            TD_ATTRIBUTES,
+            td_attributes,
             XFAM,
             mrtd,
             mr_config_id,

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import click
 from core.errors import NotFound
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+    from models.base import Database
 
 CONFIG = click.option(
     "-c",
@@ -27,44 +26,27 @@ CONFIG = click.option(
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 
 
-@contextlib.contextmanager
-def reading(config_file: Path | None) -> Iterator[Session]:
-    """A session that changes nothing."""
-    from models.base import Database
-
-    with Database(_path(config_file)).reading() as session:
-        yield session
-
-
-@contextlib.contextmanager
-def writing(config_file: Path | None) -> Iterator[Session]:
-    """A session that commits at the end of the block, or leaves nothing."""
-    from models.base import Database
-
-    with Database(_path(config_file)).writing() as session:
-        yield session
-
-
 def day(moment_ms: int | None) -> str:
     """A moment as people write it, in UTC; nothing for none."""
     return "" if moment_ms is None else time.strftime("%F %H:%MZ", time.gmtime(moment_ms / 1000))
 
 
-def _path(config_file: Path | None) -> Path:
+def database(config_file: Path | None) -> Database:
     """The database of a configuration, else of the environment, else of the service running here."""
-    from core import config
+    from core.config import Config, load
+    from models.base import Database
     from vmm import discovery
 
-    path = config.load(config_file).database
-    if config_file is None and not os.environ.get("CASEMATE_DATA_DIR"):
-        running = next((each for each in discovery.running() if each.get("data_dir")), None)
-        path = Path(running["data_dir"]) / path.name if running else path
+    is_named = config_file is not None or os.environ.get("CASEMATE_DATA_DIR")
+    running = None if is_named else next(iter(discovery.running()), None)
+    data_dir = Path(running["data_dir"]) if running else None
+    path = Config(data_dir=data_dir).database if data_dir else load(config_file).database
     # Never made here: a wrong folder would get a database that no service reads.
     if not path.exists() or not _has_accounts(path):
         raise NotFound(
             f"{path} holds no accounts; name the service's file with -c, or run `casemate db upgrade`"
         )
-    return path
+    return Database(path)
 
 
 def _has_accounts(path: Path) -> bool:

@@ -40,7 +40,7 @@ def doctor(config_file: Path | None, as_json: bool) -> None:
     from vmm.doctor import examine
 
     loaded = config.load(config_file)
-    prepare_data_dir(loaded.data_dir)
+    prepare_data_dir(loaded.data_dir, passable=bool(loaded.cvm.user))
     findings = examine(loaded)
     if as_json:
         print_json([asdict(each) for each in findings])

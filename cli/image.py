@@ -44,7 +44,7 @@ def build(dev: bool, sev_firmware: Path | None, config_file: Path | None, as_jso
 
     variant, steps = (Variant.DEV if dev else Variant.PRODUCTION), Steps()
     try:
-        cached = build_image(variant, cache_dir(), steps.show)
+        cached = build_image(variant, cache_dir(), steps.show, sev_firmware)
     finally:
         steps.end()
     installed = install(cached, folder(config_file))

@@ -15,16 +15,21 @@ from core.errors import CasemateError
 # the same name (with _ for -).
 COMMANDS = {
     "agent": ("cli.agent", "Run the guest agent outside of a guest."),
+    "backup": ("cli.backup", "Save VMs, accounts and keys into one file."),
     "check-config": ("cli.host", "Read a configuration file without starting anything."),
     "completion": ("cli.completion", "Print what makes a shell complete the command line."),
     "db": ("cli.db", "The database."),
     "doctor": ("cli.host", "Say what this host can and cannot do."),
     "image": ("cli.image", "Guest OS images."),
+    "kms": ("cli.kms", "Run the key service, or change whom its policy file allows."),
+    "measure": ("cli.measure", "What a TEE measures of a VM that runs an image."),
     "project": ("cli.project", "Projects and their members."),
+    "restore": ("cli.backup", "Make a data directory from a backup."),
     "serve": ("cli.host", "Run the service in the foreground."),
     "token": ("cli.token", "Tokens of users."),
     "up": ("cli.up", "Build an image, run the service and show a confidential VM."),
     "user": ("cli.user", "Users of this service."),
+    "verify": ("cli.verify", "Verify the evidence of a VM."),
     "vm": ("cli.vm", "Virtual machines."),
 }
 INTERRUPTED = 130

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.directory import AS_JSON, CONFIG, reading, writing
+from cli.directory import AS_JSON, CONFIG, database
 from cli.terminal import print_json, print_table
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+    from collections.abc import Iterable
 
-    from models.account import Project
+    from models.account import Member, Project
 
 
 @click.group()
@@ -29,7 +29,7 @@ def create(name: str, owner: str, config_file: Path | None) -> None:
     """Make a project; its owner is its first admin."""
     from accounts import directory
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         directory.add_project(session, name, directory.user_named(session, owner))
 
 
@@ -41,9 +41,9 @@ def members(name: str, as_json: bool, config_file: Path | None) -> None:
     """Show who is in project NAME, or in each."""
     from accounts import directory
 
-    with reading(config_file) as session:
+    with database(config_file).reading() as session:
         found = [directory.project_named(session, name)] if name else directory.projects(session)
-        shown = [_described(session, each) for each in found]
+        shown = [_described(each, directory.members(session, each)) for each in found]
     if as_json:
         print_json(shown)
         return
@@ -65,7 +65,7 @@ def grant(name: str, user: str, role: str, config_file: Path | None) -> None:
     from accounts import directory
     from accounts.roles import ProjectRole
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         found = directory.project_named(session, name)
         member = directory.user_named(session, user)
         directory.set_member(session, found, member, ProjectRole(role))
@@ -79,7 +79,7 @@ def withdraw(name: str, user: str, config_file: Path | None) -> None:
     """Take USER out of project NAME."""
     from accounts import directory
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         found = directory.project_named(session, name)
         directory.remove_member(session, found, directory.user_named(session, user))
 
@@ -91,13 +91,11 @@ def remove(name: str, config_file: Path | None) -> None:
     """Remove project NAME, which must have no VMs."""
     from accounts import directory
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         directory.remove_project(session, directory.project_named(session, name))
 
 
-def _described(session: Session, project: Project) -> dict[str, Any]:
-    from accounts import directory
-
+def _described(project: Project, members: Iterable[Member]) -> dict[str, Any]:
     return {
         "id": project.id,
         "name": project.name,
@@ -105,6 +103,6 @@ def _described(session: Session, project: Project) -> dict[str, Any]:
         "created_ms": project.created_ms,
         "members": [
             {"user": m.user.name, "role": m.role, "is_owner": m.user_id == project.owner_id}
-            for m in directory.members(session, project)
+            for m in members
         ],
     }

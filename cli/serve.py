@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from app import create_app
 from core import config as configuration
 from core import faults, log
 from core.config import Config
-from core.errors import Conflict
+from core.errors import Conflict, Invalid
 from core.proc import end_with_parent
 from vmm import discovery, records
 from vmm.background import Background
@@ -45,11 +46,14 @@ def run(config_file: Path | None, parent: int | None) -> None:
     if is_open(config.address) and not config.auth.enabled:
         logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
     faults.arm(os.environ, simulated=config.cvm.simulate, tee=tee_platform(config.cvm.platform))
-    prepare_data_dir(config.data_dir)
+    passable = bool(config.cvm.user)
+    prepare_data_dir(config.data_dir, passable=passable)
     lock = hold(config.data_dir)
     migrations.upgrade(config.database)
-    config.run_path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    config.image.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (config.run_path, config.image.path):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if passable:
+            folder.chmod(0o711)
     host = Host.discover(config)
     if config.cvm.simulate:
         prepare_simulated_tee(config)
@@ -73,10 +77,19 @@ def is_open(address: str) -> bool:
         return host != "localhost"
 
 
-def prepare_data_dir(path: Path) -> None:
-    """Makes the data directory, closed to group and others; an open one is tightened."""
+def prepare_data_dir(path: Path, *, passable: bool = False) -> None:
+    """Makes the data directory, closed to group and others; an open one is tightened.
+
+    `passable` lets another user's QEMU through to what it may open (cvm.user).  Invalid for a directory that
+    others use too.
+    """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
+    found = path.stat()
+    if found.st_mode & stat.S_ISVTX or found.st_uid != os.geteuid():
+        raise Invalid.field(
+            "data_dir", f"{path} is shared or another user's; choose a directory of the service's own"
+        )
+    path.chmod(0o711 if passable else 0o700)
 
 
 def hold(data_dir: Path) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.directory import AS_JSON, CONFIG, day, reading, writing
+from cli.directory import AS_JSON, CONFIG, database, day
 from cli.terminal import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add(
     """Make a token of USER and print it, this once."""
     from accounts import directory
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         made, text = directory.add_token(
             session,
             directory.user_named(session, user),
@@ -57,7 +57,7 @@ def show(user: str, as_json: bool, config_file: Path | None) -> None:
     """List the tokens of USER, or of all; never the tokens themselves."""
     from accounts import directory
 
-    with reading(config_file) as session:
+    with database(config_file).reading() as session:
         owner = directory.user_named(session, user) if user else None
         found = directory.tokens_of(session, owner)
     if as_json:
@@ -77,7 +77,7 @@ def revoke(token_id: str, config_file: Path | None) -> None:
     """End a token at once."""
     from accounts import directory
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         directory.revoke_token(session, token_id)
 
 

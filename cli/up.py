@@ -50,6 +50,12 @@ simulate = {simulate}  # {why}
 enabled = true
 range = [{{protocol = "tcp", from = 1024, to = 65535}}, {{protocol = "udp", from = 1024, to = 65535}}]
 """
+# With these lines `POST /verify` accepts the simulated evidence of this host alone, and says that it is simulated.
+_SIMULATED = """
+[attestation]
+root_ca = "{data_dir}/tee/tee-root-ca.pem"
+collateral = "{data_dir}/tee/tee-collateral.json"
+"""
 
 
 @click.command()
@@ -95,16 +101,17 @@ def say(text: str) -> None:
 
 def prepare(data_dir: Path, address: str) -> Path:
     """Makes the data directory and, once, its configuration file; returns the file."""
+    from cli.serve import prepare_data_dir
     from core import config
     from vmm.host import tee_platform
 
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data_dir.chmod(0o700)
+    prepare_data_dir(data_dir)
     path = data_dir / "casemate.toml"
     if not path.exists():
         tee = tee_platform("auto")
         why = f"this host has {tee}" if tee else "this host has no TDX or SEV-SNP"
-        text = _CONFIG.format(
+        form = _CONFIG if tee else _CONFIG + _SIMULATED
+        text = form.format(
             address=address, data_dir=data_dir, simulate=str(not tee).lower(), why=why
         )
         write_atomic(path, text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.directory import AS_JSON, CONFIG, day, reading, writing
+from cli.directory import AS_JSON, CONFIG, database, day
 from cli.terminal import print_json, print_table, say
 
 ROLE = click.Choice(["admin", "user"])
@@ -31,7 +31,7 @@ def add(name: str, admin: bool, email: str | None, config_file: Path | None) -> 
     from accounts.roles import GlobalRole
 
     role = GlobalRole.ADMIN if admin else GlobalRole.USER
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         directory.add_user(session, name, role=role, email=email)
     say(f"user {name} was made; `casemate token add {name}` makes a token")
 
@@ -43,7 +43,7 @@ def show(as_json: bool, config_file: Path | None) -> None:
     """List the users."""
     from accounts import directory
 
-    with reading(config_file) as session:
+    with database(config_file).reading() as session:
         found = directory.users(session)
     if as_json:
         names = ("id", "name", "role", "email", "active", "created_ms")
@@ -73,7 +73,7 @@ def update(
     from accounts import directory
     from accounts.roles import GlobalRole
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         found = directory.user_named(session, name)
         given = GlobalRole(role) if role else None
         directory.change_user(session, found, role=given, email=email, active=active)
@@ -86,5 +86,5 @@ def remove(name: str, config_file: Path | None) -> None:
     """Remove a user and their tokens; their projects pass to user admin."""
     from accounts import directory
 
-    with writing(config_file) as session:
+    with database(config_file).writing() as session:
         directory.remove_user(session, directory.user_named(session, name))

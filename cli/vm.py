@@ -181,6 +181,6 @@ def logs(
     flags = "".join(f"&{k}=true" for k, v in (("follow", follow), ("ansi", ansi)) if v)
     pieces = (piece.replace(HEARTBEAT, "") for piece in client.follow(path + flags))
     for piece in shown(pieces, keep_colour=ansi) if sys.stdout.isatty() else pieces:
-        click.echo(piece, nl=False)
+        click.echo(piece, nl=False, color=True)
     if follow:
         say("the log has ended")

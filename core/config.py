@@ -192,6 +192,16 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class AttestationConfig:
+    """What `POST /verify` goes by: roots beside the vendors' own, and where collateral comes from."""
+
+    root_ca: Path = Path()
+    collateral: Path = Path()
+    pccs_url: str = ""
+    kds_url: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `casemate serve` reads at start."""
 
@@ -208,6 +218,7 @@ class Config:
     host_api: HostApiConfig = HostApiConfig()
     key_provider: KeyProviderConfig = KeyProviderConfig()
     server: ServerConfig = ServerConfig()
+    attestation: AttestationConfig = AttestationConfig()
     admin_token: str = field(default="", repr=False)  # from CASEMATE_ADMIN_TOKEN alone
 
     @property
@@ -253,18 +264,24 @@ def _with_paths(config: Config) -> Config:
     data_dir = config.data_dir.absolute()
     run_path = config.run_path.absolute() if config.run_path != Path() else data_dir / "vm"
     images = config.image.path.absolute() if config.image.path != Path() else data_dir / "images"
-    htpasswd = config.auth.htpasswd_file
     qemu = config.cvm.qemu_path or shutil.which("qemu-system-x86_64") or ""
     return replace(
         config,
         data_dir=data_dir,
         run_path=run_path,
         image=replace(config.image, path=images),
-        auth=replace(
-            config.auth, htpasswd_file=htpasswd.absolute() if htpasswd != Path() else htpasswd
-        ),
+        auth=replace(config.auth, htpasswd_file=_absolute(config.auth.htpasswd_file)),
         cvm=replace(config.cvm, qemu_path=qemu),
+        attestation=replace(
+            config.attestation,
+            root_ca=_absolute(config.attestation.root_ca),
+            collateral=_absolute(config.attestation.collateral),
+        ),
     )
+
+
+def _absolute(path: Path) -> Path:
+    return path.absolute() if path != Path() else path
 
 
 def check(config: Config) -> Config:
@@ -370,6 +387,8 @@ def _check_urls(config: Config) -> None:
         ("cvm.gateway_urls", cvm.gateway_urls),
         ("cvm.pccs_url", (cvm.pccs_url,)),
         ("cvm.nvidia_attestation_proxy_url", (cvm.nvidia_attestation_proxy_url,)),
+        ("attestation.pccs_url", (config.attestation.pccs_url,)),
+        ("attestation.kds_url", (config.attestation.kds_url,)),
     ):
         for url in filter(None, urls):
             if not _is_web_address(url):

@@ -21,6 +21,16 @@ from core.prpc import read_json
 ANSWER_LIMIT = 1024**2
 
 
+def is_web_address(url: str) -> bool:
+    """Whether a text is an http or https address with a host, and nothing that a log or header could not hold."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and parts.scheme in ("http", "https") and url.isascii() and url.isprintable()
+
+
 def post_json(
     url: str, message: dict[str, Any], *, within_s: float, check_certificate: bool = True
 ) -> dict[str, Any]:
@@ -30,7 +40,7 @@ def post_json(
     reached, refuses (the text has its reason) or answers with something else than a JSON object.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not is_web_address(url):
         raise Invalid(f"{url} is not an http(s) address with a host")
     deadline = time.monotonic() + within_s
     try:

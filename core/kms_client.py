@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import ssl
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,12 +126,11 @@ def _context(ca_cert: str, client: tuple[str, str] | None) -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, chain: str, key: str) -> None:
-    # The library reads keys from files alone; this one is in memory and gone with its descriptor.
-    fd = os.memfd_create("client", os.MFD_CLOEXEC)
-    with os.fdopen(fd, "wb") as file:
-        file.write((chain + key).encode())
+    # The library reads keys from files alone; this one is for one conversation and is removed at once.
+    with tempfile.NamedTemporaryFile("w", prefix="client-") as file:
+        file.write(chain + key)
         file.flush()
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
+        context.load_cert_chain(file.name)
 
 
 def _read(url: str, status: int, body: bytes) -> Mapping[str, Any]:

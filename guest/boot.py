@@ -31,6 +31,7 @@ from guest.settings import DATA_MOUNT, GUEST, HOST_SHARED, Settings
 
 if TYPE_CHECKING:
     from guest.evidence import Evidence
+    from guest.provision import Provisioned
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,13 @@ class Measuring:
         self._emit("instance-id", instance.instance_id)
         self._emit("boot-mr-done", b"")
 
-    def ready(self, app_keys: AppKeys, storage_fs: str) -> None:
-        """Who gave the keys and what holds the data; the application's events come after these."""
+    def ready(self, app_keys: AppKeys, storage_fs: str, os_image_hash: bytes = b"") -> None:
+        """Who gave the keys and what holds the data; the application's events come after these.
+
+        The image's hash is measured when a KMS found it.
+        """
+        if app_keys.key_provider.kind == "Kms":
+            self._emit("os-image-hash", os_image_hash)
         self._emit("key-provider", app_keys.key_provider.info.encode())
         self._emit("storage-fs", storage_fs.encode())
         self._emit("system-ready", b"")
@@ -144,15 +150,28 @@ class Boot:
         measuring = Measuring(log, app.compose.event_log_version)
         measuring.identity(app, self._instance(app))
         self._progress.reached("requesting app keys")
-        # With provider none every boot has keys of its own.
-        made = keys.from_seed(os.urandom(32))
         with ThreadPoolExecutor(1) as beside:
-            disk_ready = beside.submit(self._data_disk, made.disk_crypt_key)
-            app_keys = self._become(app, made, measuring, evidence_of(platform, log, sys_config))
+            if app.compose.key_provider == "none":
+                # Every boot has keys of its own, so whatever the disk holds is lost already.
+                made = keys.from_seed(os.urandom(32))
+                disk_ready = beside.submit(self._data_disk, made.disk_crypt_key, is_lasting=False)
+                proof = evidence_of(platform, log, sys_config)
+                app_keys = self._become(app, app_keys_of(made, proof), measuring)
+            else:
+                given = self._given(app, sys_config, evidence_of(platform, log, sys_config))
+                key = given.keys.disk_crypt_key
+                disk_ready = beside.submit(self._data_disk, key, is_lasting=True)
+                app_keys = self._become(app, given.keys, measuring, given.os_image_hash)
             variables = self._variables(app, app_keys)
             write_work_files(app, WORK, HOST_SHARED)
             disk_ready.result()
         self._start_app(app, variables)
+
+    def _given(self, app: App, sys_config: SysConfig, proof: Evidence) -> Provisioned:
+        from guest import provision
+
+        wanted = app.compose.key_provider_id
+        return provision.from_kms(sys_config.kms_urls, proof, sys_config.vm_config, wanted)
 
     def _instance(self, app: App) -> Instance:
         info = InstanceInfo.read(self._settings.instance_info)
@@ -164,10 +183,11 @@ class Boot:
         self._notifier.notify("instance.info", instance.to_json())
         return instance
 
-    def _become(self, app: App, made: SeedKeys, measuring: Measuring, proof: Evidence) -> AppKeys:
+    def _become(
+        self, app: App, app_keys: AppKeys, measuring: Measuring, os_image_hash: bytes = b""
+    ) -> AppKeys:
         """Measures who gave the keys; the agent answers as soon as the keys file is there."""
-        app_keys = app_keys_of(made, proof)
-        measuring.ready(app_keys, disk.check_fs(app.compose.storage_fs))
+        measuring.ready(app_keys, disk.check_fs(app.compose.storage_fs), os_image_hash)
         files.write_atomic(self._settings.app_keys, app_keys.to_json())
         say("keys ready")
         return app_keys
@@ -179,13 +199,10 @@ class Boot:
             return {}
         return open_environment(sealed, app_keys, app, HOST_SHARED)
 
-    def _data_disk(self, key: bytes) -> None:
+    def _data_disk(self, key: bytes, *, is_lasting: bool) -> None:
         self._progress.reached("initializing data disk")
-        # With provider none the key is new, so whatever the disk holds is lost already.  Keys that outlive
-        # a boot must first find an authenticated marker inside (guest-image.md section 9).
-        disk.make(disk.find(self._settings.root), key)
-        self._progress.reached("mounting data disk")
-        disk.mount()
+        device = disk.find(self._settings.root)
+        disk.prepare(device, key, self._settings.state, is_lasting=is_lasting)
         self._progress.reached("data disk ready")
 
     def _start_app(self, app: App, variables: Mapping[str, str]) -> None:
@@ -220,10 +237,10 @@ def check(app: App) -> None:
     """Refuses (Invalid) what this image cannot do, before anything is measured or made."""
     if app.compose.runner not in ("docker-compose", "bash"):
         raise Invalid(f"runner {app.compose.runner} is not known; docker-compose and bash are")
-    if app.compose.key_provider != "none":
+    if app.compose.key_provider not in ("none", "kms"):
         raise Invalid(
-            f"key_provider {app.compose.key_provider} is not available in this image yet; "
-            "with none the keys and the data disk last one boot"
+            f"key_provider {app.compose.key_provider} is not available in this image; kms is, and none, "
+            "with which the keys and the data disk last one boot"
         )
     disk.check_fs(app.compose.storage_fs)
 

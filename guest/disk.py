@@ -5,8 +5,13 @@ Source: guest-image.md section 9.
 
 from __future__ import annotations
 
+import hmac
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from core import files
 from core.errors import Invalid
 from core.proc import run
 from guest import share
@@ -17,6 +22,18 @@ MAPPER_NAME = "casemate-data"
 MAPPED = Path("/dev/mapper") / MAPPER_NAME
 # The key is random, not a passphrase: slow derivation would cost boot time and protect nothing.
 PBKDF2_ITERATIONS = 1000
+CIPHER = "aes-xts-plain64"
+KEY_BITS = 512
+# What a LUKS2 header and its key slots take (guest-image.md section 9).
+HEADER_SIZE = 16 * 1024 * 1024
+LABEL_NEW, LABEL_READY = "casemate-new", "casemate-data"
+# Inside, to be found by whoever has the key.
+MARKER = ".casemate-disk"
+_MARKER_TEXT = b"casemate data disk"
+# LUKS2 on-disk format, section 2.1: magic, and the label in the binary header.
+_LUKS_MAGIC = b"LUKS\xba\xbe"
+_LABEL_AT = slice(24, 72)
+_LOOKED_AT = 4096
 # What stands on the data disk -> where programs and apps look for it.
 BINDS = {
     "containers": Path("/var/lib/containers"),
@@ -44,18 +61,89 @@ def check_fs(storage_fs: str) -> str:
     return DEFAULT_FS
 
 
-def make(device: Path, key: bytes) -> None:
-    """Encrypts the disk anew under a 32-byte key and puts an empty file system on it.
+def prepare(device: Path, key: bytes, state: Path, *, is_lasting: bool) -> None:
+    """Opens the disk under a 32-byte key and mounts it, made anew where there is nothing to keep.
 
-    Everything that was on it is lost: right when the key is as new as the boot (provider none).
+    Nothing is kept of a boot whose key was its own (`is_lasting` off).  A copy of the header lies in the folder
+    `state` (RAM) meanwhile.  Raises Invalid when the disk holds what is not this app's, and CommandFailed.
+    """
+    marker = hmac.digest(key, _MARKER_TEXT, "sha256").hex()
+    header = state / "data-header"
+    if is_lasting and not _is_blank(device, header):
+        _check_header(header)
+        _unlock(device, key, header)
+        mount()
+        _check_marker(marker)
+        # The disk may have been made larger while the VM was off.
+        run(["resize2fs", MAPPED])
+    else:
+        make(device, key)
+        mount()
+        files.write_atomic(DATA_MOUNT / MARKER, marker)
+        # Only now is there something to keep: a boot that was cut off before this begins again.
+        run(["cryptsetup", "config", device, "--label", LABEL_READY])
+    header.unlink(missing_ok=True)
+
+
+def _is_blank(device: Path, header: Path) -> bool:
+    """Whether the disk is new or was never finished; copies its first 16 MiB, for the host may change them
+    between our look and our use."""
+    with device.open("rb") as disk:
+        copy = disk.read(HEADER_SIZE)
+    if not any(copy[:_LOOKED_AT]):
+        return True
+    if not copy.startswith(_LUKS_MAGIC):
+        raise Invalid("the data disk holds something that is not this app's encrypted disk")
+    files.write_atomic(header, copy)
+    return _metadata(header).get("label") == LABEL_NEW
+
+
+def _metadata(header: Path) -> Mapping[str, Any]:
+    dump = run(["cryptsetup", "luksDump", "--dump-json-metadata", header]).stdout
+    found: Mapping[str, Any] = json.loads(dump)
+    # The label stands in the binary part.
+    label = header.read_bytes()[_LABEL_AT].rstrip(b"\0").decode("ascii", "replace")
+    return {**found, "label": label}
+
+
+def _check_header(header: Path) -> None:
+    """Refuses (Invalid) a header that would have us write in the clear or under a weaker cipher.
+
+    It is not authenticated, and a disk with another cipher in its header opens with the same key.
+    """
+    found = _metadata(header)
+    segments, slots = list(found["segments"].values()), list(found["keyslots"].values())
+    ciphers = [segment.get("encryption") for segment in segments]
+    ciphers += [slot["area"].get("encryption") for slot in slots]
+    sizes = [slot.get("key_size") for slot in slots]
+    is_plain = len(segments) == len(slots) == 1 and segments[0].get("type") == "crypt"
+    if not is_plain or set(ciphers) != {CIPHER} or sizes != [KEY_BITS // 8] or found["tokens"]:
+        raise Invalid(
+            "the header of the data disk was changed: its cipher is not the one it was made with"
+        )
+
+
+def _check_marker(expected: str) -> None:
+    try:
+        found = files.read_capped(DATA_MOUNT / MARKER, len(expected))
+    except FileNotFoundError:
+        found = b""
+    if not hmac.compare_digest(found, expected.encode()):
+        raise Invalid("the data disk is not the one that this instance of the app made")
+
+
+def make(device: Path, key: bytes) -> None:
+    """Encrypts the disk anew under a 32-byte key and puts an empty file system on it, open as MAPPED.
+
+    Everything that was on it is lost.
     """
     run(
-        ["cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2"]
-        + ["--cipher", "aes-xts-plain64", "--key-size", "512", "--pbkdf", "pbkdf2"]
+        ["cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--label", LABEL_NEW]
+        + ["--cipher", CIPHER, "--key-size", str(KEY_BITS), "--pbkdf", "pbkdf2"]
         + ["--pbkdf-force-iterations", str(PBKDF2_ITERATIONS), "--key-file", "-", device],
         input=key,
     )
-    unlock(device, key)
+    _unlock(device, key, device)
     # By its full path: busybox has an applet of the same name that knows no ext4.
     run(
         ["/usr/sbin/mke2fs", "-q", "-F", "-t", DEFAULT_FS, "-m", "0"]
@@ -63,10 +151,11 @@ def make(device: Path, key: bytes) -> None:
     )
 
 
-def unlock(device: Path, key: bytes) -> None:
-    """Opens the encrypted disk; CommandFailed when the key is not its."""
+def _unlock(device: Path, key: bytes, header: Path) -> None:
     run(
-        ["cryptsetup", "open", "--type", "luks2", "--key-file", "-", device, MAPPER_NAME], input=key
+        ["cryptsetup", "open", "--type", "luks2", "--key-file", "-"]
+        + ["--header", str(header), str(device), MAPPER_NAME],
+        input=key,
     )
 
 

@@ -101,6 +101,7 @@ class SysConfig:
     mr_config: str = ""
     docker_registry: str = ""
     host_api_url: str = ""
+    kms_urls: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> SysConfig:
@@ -113,6 +114,7 @@ class SysConfig:
             mr_config=_text(given, "mr_config"),
             docker_registry=_text(given, "docker_registry"),
             host_api_url=_text(given, "host_api_url"),
+            kms_urls=_texts(given, "kms_urls"),
         )
 
 
@@ -150,6 +152,15 @@ def _text(given: Mapping[str, object], name: str) -> str:
     if not isinstance(value, str):
         raise Invalid.field(name, "must be a string")
     return value
+
+
+def _texts(given: Mapping[str, object], name: str) -> tuple[str, ...]:
+    value = given.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise Invalid.field(name, "must be a list of strings")
+    return tuple(value)
 
 
 def _hex(given: Mapping[str, object], name: str, size: int = APP_ID_SIZE) -> bytes:

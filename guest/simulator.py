@@ -18,7 +18,7 @@ from pathlib import Path
 
 from core import files, k256
 from core.errors import Conflict, Invalid
-from guest import boot, disk, keys, listeners, settings, tee
+from guest import boot, disk, keys, listeners, provision, settings, tee
 from guest.events import event_log
 from guest.evidence import Evidence
 from guest.identity import App, Instance, InstanceInfo, SysConfig
@@ -126,16 +126,23 @@ def _boot(where: Settings) -> tee.Simulated:
     assert isinstance(platform, tee.Simulated)  # its seed was just made sure of
     platform.reset()
     log = event_log(where, platform)
-    proof = boot.evidence_of(platform, log, SysConfig.read(where.sys_config))
+    sys_config = SysConfig.read(where.sys_config)
+    proof = boot.evidence_of(platform, log, sys_config)
     measure = boot.Measuring(log, app.compose.event_log_version)
     measure.identity(app, instance)
-    _keep(where.app_keys, lambda: _app_keys(proof, instance).to_json())
-    measure.ready(keys.load(where.app_keys), app.compose.storage_fs or disk.DEFAULT_FS)
+    _keep(where.app_keys, lambda: _app_keys(app, sys_config, proof, instance).to_json())
+    storage_fs = app.compose.storage_fs or disk.DEFAULT_FS
+    measure.ready(keys.load(where.app_keys), storage_fs, sys_config.os_image_hash)
     return platform
 
 
-def _app_keys(proof: Evidence, instance: Instance) -> AppKeys:
-    """Random keys, vouched for as a KMS would, so that clients can check the whole signature chain."""
+def _app_keys(app: App, sys_config: SysConfig, proof: Evidence, instance: Instance) -> AppKeys:
+    """Keys of a KMS where the folder's files name one; else random ones, vouched for as a KMS would, so that
+    clients can check the whole signature chain."""
+    if app.compose.key_provider == "kms" and sys_config.kms_urls:
+        wanted = app.compose.key_provider_id
+        urls, config = sys_config.kms_urls, sys_config.vm_config
+        return provision.from_kms(urls, proof, config, wanted).keys
     made = boot.app_keys_of(keys.from_seed(os.urandom(32)), proof)
     message = b"dstack-kms-issued:" + instance.app_id + k256.public_key(made.k256_key)
     return replace(

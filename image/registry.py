@@ -52,6 +52,14 @@ class Image:
         return _version_key(self.version)
 
 
+def open_to_all(image: Image) -> None:
+    """Lets every user of the host read an image, which is no secret: QEMU may run as any of them."""
+    image.directory.chmod(0o755)
+    for path in (image.kernel, image.initrd, image.rootfs, image.bios, image.bios_sev, image.hda):
+        if path is not None:
+            path.chmod(0o644)
+
+
 def list_images(path: Path) -> list[Image]:
     """The images of a folder by name; broken ones are left out (see `broken_images`)."""
     return [entry for entry in _scan(path).values() if isinstance(entry, Image)]

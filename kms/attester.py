@@ -35,6 +35,7 @@ ROOT_CA = "tee-root-ca.pem"
 COLLATERAL = "tee-collateral.json"
 # What a simulated KMS says it is; the real one is the app that its VM boots.
 _SIMULATED_APP = hashlib.sha256(b"casemate kms, simulated").digest()
+SIMULATED_IMAGE = hashlib.sha256(b"image of a simulated casemate kms").digest()
 
 
 class Attester(Protocol):
@@ -90,7 +91,8 @@ class Simulated:
         """Evidence in the real layout under the simulated root."""
         quote = self._platform.quote(report_data, mrtd=self._mrtd, rtmrs=self._rtmrs)
         runtime = tuple(event for event in self._events if event.is_runtime)
-        return Attestation(TdxEvidence(quote, self._events), runtime, report_data, "")
+        config = json.dumps({"os_image_hash": SIMULATED_IMAGE.hex()})
+        return Attestation(TdxEvidence(quote, self._events), runtime, report_data, config)
 
     def trust(self, others: Trust) -> Trust:
         """Our own root: this is about who we are, not about who may have keys."""

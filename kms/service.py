@@ -107,7 +107,11 @@ class KmsService:
             shown.append(attesters.extension(attester, own.public_key()))
         kms_certs.issue_rpc(folder, authority.root, shown, own)
         authorizer = authz.of(settings.core.auth_api, version)
-        return cls(settings, keys, authority, authorizer, attester, Trusting(settings))
+        kms = cls(settings, keys, authority, authorizer, attester, Trusting(settings))
+        if settings.core.enforce_self_authorization:
+            # What the operator must allow for this KMS to do anything.
+            logger.info("this KMS is %s", json.dumps(kms._own_boot_info().to_json()))
+        return kms
 
     # For anyone
 

@@ -20,7 +20,7 @@ from sqlalchemy import select as select_rows
 from core.errors import CasemateError, NotFound
 from models.base import change_watch
 from models.vm import Vm
-from vmm import process, records, rotation, simulation
+from vmm import process, records, rotation, simulation, vsock
 from vmm.channel import Port
 from vmm.hostapi import HostApi
 from vmm.lifecycle import Action, Observed, Wished, next_action
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.1
 # A sweep happens at least this often, whatever the database says.
 SWEEP_S = 2.0
+# How often QEMU's monitors and the programs beside them are looked after.
+HEAR_S = 30.0
 # The simulated TEE's collateral is valid for days; verifiers read the file at any time.
 COLLATERAL_S = 6 * 3600.0
 
@@ -64,6 +66,7 @@ class Background:
         default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="reconcile")
     )
     stopping: bool = False
+    listener: vsock.Listener | None = None
     # When VMs that ended by themselves were last looked for.
     looked_for_ended: float = -math.inf
 
@@ -76,7 +79,7 @@ class Background:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
         changed = change_watch(self.vms.database.path)
-        swept, rotated, renewed = 0.0, 0.0, time.monotonic()
+        swept, rotated, heard, renewed = 0.0, 0.0, 0.0, time.monotonic()
         usage, measured = Usage(self.vms.database), 0.0
         if recover:
             self._recover()
@@ -95,8 +98,32 @@ class Background:
             if time.monotonic() - rotated > self.vms.config.cvm.log.check_interval_secs:
                 self._rotate_logs()
                 rotated = time.monotonic()
+            if time.monotonic() - heard > HEAR_S:
+                self._hear()
+                heard = time.monotonic()
             self.serve(LOOK_S)
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _hear(self) -> None:
+        """Looks whether each QEMU still answers and each relay still leads to its guest."""
+        if self.listener is None and self.vms.host.has_vsock:
+            try:
+                port = self.vms.config.host_api.port
+                self.listener = vsock.Listener.on_vsock(port, self._answer_of)
+                self.listener.start()
+            except OSError as error:
+                logger.warning("the host API is not on vsock: %s", error)
+        for vm_id in self.watched:
+            self.pool.submit(self.vms.reconciler.listen, vm_id)
+            self._reconcile(vm_id)
+
+    def _answer_of(self, cid: int) -> vsock.Answer:
+        with self.vms.database.reading() as session:
+            alive = select_rows(Vm.id).where(Vm.cid == cid, Vm.observed != Observed.ABSENT)
+            vm_id = session.scalar(alive)
+        if vm_id is None:
+            raise NotFound(f"no running VM has the number {cid}")
+        return HostApi(vm_id, self.vms.config, self.vms.database).answer
 
     def _stop(self, signum: int, frame: object) -> None:
         self.stopping = True

@@ -20,11 +20,7 @@ SERIAL_API = "serial:casemate.host.0"
 
 def write(workdir: WorkDir, vm: Vm, made: Plan, vm_config: dict[str, Any], config: Config) -> None:
     """Writes every shared file of a VM from its row and plan, and the mirrors of the row itself."""
-    workdir.share("app-compose.json", vm.compose_file)
-    _share_or_drop(workdir, ".encrypted-env", vm.encrypted_env)
-    _share_or_drop(workdir, ".user-config", vm.user_config.encode())
-    if not (workdir.shared / ".instance_info").exists():
-        workdir.share_json(".instance_info", {"app_id": vm.app_id})
+    record(workdir, vm)
     workdir.share_json(".sys-config.json", _sys_config(vm, made, vm_config, config))
     if vm.simulated_tee:
         seed = simulation.seed(config.tee_dir)
@@ -33,7 +29,21 @@ def write(workdir: WorkDir, vm: Vm, made: Plan, vm_config: dict[str, Any], confi
         )
     else:
         workdir.unshare(".tee-simulator.json")
+
+
+def record(workdir: WorkDir, vm: Vm) -> None:
+    """Writes what the row says of a VM: all that ReloadVms reads."""
+    workdir.share("app-compose.json", vm.compose_file)
+    _share_or_drop(workdir, ".encrypted-env", vm.encrypted_env)
+    _share_or_drop(workdir, ".user-config", vm.user_config.encode())
+    if not (workdir.shared / ".instance_info").exists():
+        workdir.share_json(".instance_info", {"app_id": vm.app_id})
     workdir.mirror("vm-manifest.json", manifest(vm))
+    mirror_state(workdir, vm)
+
+
+def mirror_state(workdir: WorkDir, vm: Vm) -> None:
+    """Writes whether the VM should run."""
     workdir.mirror("vm-state.json", {"started": vm.wished == "running"})
 
 
@@ -64,6 +74,7 @@ def manifest(vm: Vm) -> dict[str, object]:
         "gateway_urls": vm.options.get("gateway_urls", []),
         "no_tee": vm.no_tee,
         "simulated_tee": vm.simulated_tee,
+        "networking": vm.options.get("networking"),
         "networks": vm.options.get("networks", []),
     }
 

@@ -1,4 +1,6 @@
-"""JSON lines over the two virtio-serial ports of a VM (vmm.md section 10); the peer is hostile.
+"""What host and guest say to each other (vmm.md section 10); the peer is hostile.
+
+JSON lines over the two virtio-serial ports of a VM, or HTTP over vsock (vmm/vsock.py) where it was started so.
 
 `ask` puts one question to the guest; `Port` serves the questions of one guest for the background process.
 """
@@ -19,6 +21,7 @@ from typing import Any
 from core import files
 from core.errors import CasemateError, Conflict, Upstream, UpstreamTimeout, status_of
 from core.prpc import read_json
+from vmm import vsock
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,16 @@ def ask(
 ) -> Any:
     """Asks the agent of a VM and returns the JSON value it answers.
 
-    QEMU serves one client at a time, so callers take turns.  Raises UpstreamTimeout when nothing comes
+    QEMU serves one client of a serial port at a time, so callers take turns.  Raises UpstreamTimeout when nothing comes
     within `begin_s` seconds or not all within `whole_s`, Upstream when the guest refuses, breaks the form
     or sends more than 4 MiB.
     """
     begin = time.monotonic()
     try:
+        if (cid := _vsock_number(workdir)) is not None:
+            with vsock.connect(cid, begin_s) as connection:
+                deadlines = {"first_by": begin + begin_s, "all_by": begin + whole_s}
+                return vsock.ask(connection, method, params, **deadlines, limit=ANSWER_LIMIT)
         with (
             files.locked(workdir / "guest.lock", timeout_s=begin_s),
             socket.socket(socket.AF_UNIX) as connection,
@@ -73,6 +80,13 @@ def ask(
     except OSError as error:
         raise Upstream(f"the guest's channel is closed: {error.strerror}") from None
     raise Upstream("the guest closed its channel, or said too much that nobody asked for")
+
+
+def _vsock_number(workdir: Path) -> int | None:
+    try:
+        return int((workdir / "guest.cid").read_text())
+    except FileNotFoundError:
+        return None
 
 
 def _lines(connection: socket.socket, first_by: float, all_by: float) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 from attest import compose
 from core.config import Config
 from core.errors import CasemateError, Invalid
+from core.http import is_web_address
 from image import registry
 from vmm import companion, gpu
 from vmm.network import Port, check_apart, check_nics, check_port, check_reachable
@@ -18,6 +19,7 @@ from vmm.schemas import Configuration
 COMPOSE_LIMIT = 50 * 1024**2
 ENCRYPTED_ENV_LIMIT = 256 * 1024
 USER_CONFIG_LIMIT = 50 * 1024**2
+URLS_MOST, URL_LIMIT = 16, 512
 # What attest_sim can play; dstack names more (vmm.md section 3).
 SIMULATED_PLATFORMS = ("dstack-tdx",)
 
@@ -46,6 +48,7 @@ def check(wanted: Configuration, config: Config, *, host_tee: str) -> Checked:
     check_apart(ports)
     _check_sizes(wanted)
     _check_limits(wanted, config)
+    _check_urls(wanted)
     raw = check_compose(wanted.compose_file)
     _check_devices(wanted, ports, compose.AppCompose.parse(raw), config)
     return Checked(
@@ -105,6 +108,20 @@ def _check_sizes(wanted: Configuration) -> None:
         raise Invalid.field("encrypted_env", f"must have at most {ENCRYPTED_ENV_LIMIT} bytes")
     if len(wanted.user_config.encode()) > USER_CONFIG_LIMIT:
         raise Invalid.field("user_config", f"must have at most {USER_CONFIG_LIMIT} bytes")
+
+
+def _check_urls(wanted: Configuration) -> None:
+    # They go into .sys-config.json, of which a guest reads 32 KiB.
+    for name in ("kms_urls", "gateway_urls"):
+        urls = getattr(wanted, name)
+        if len(urls) > URLS_MOST:
+            raise Invalid.field(name, f"at most {URLS_MOST} entries")
+        for index, url in enumerate(urls):
+            if len(url) > URL_LIMIT or not is_web_address(url):
+                raise Invalid.field(
+                    f"{name}[{index}]",
+                    f"must be an http(s) address with a host, of at most {URL_LIMIT} characters",
+                )
 
 
 def _check_limits(wanted: Configuration, config: Config) -> None:

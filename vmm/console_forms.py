@@ -6,20 +6,39 @@ Nothing is judged here: a value that is no number goes on as it was typed, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import CasemateError, Invalid
 from vmm.console_compose import FLAGS, TEXTS, Form, lines, shown, wanted
 
-RESOURCES = ("vcpu", "memory", "disk_size", "image")
 PORT = ("port_protocol", "port_address", "port_host", "port_vm")
+CARD = ("network_mode", "network_bridge")
 _HEAD = re.compile(r"(\w+)(?:[\[.][^:]*)?: (.+)", re.DOTALL)
 # What a message calls otherwise than the form, where the reason is shown.
 _SHOWN_AT = {"networking": "networks", "simulated_tee": "tee", "no_tee": "tee"}
 _PLACES = {
-    *("name", "image", "vcpu", "memory", "disk_size", "compose_file", "user_config", "app_id", "ports"),
-    *("networks", "gpus", "encrypted_env", "kms_urls", "gateway_urls", "tee", "hugepages", "pin_numa"),
+    *(
+        "name",
+        "image",
+        "vcpu",
+        "memory",
+        "disk_size",
+        "compose_file",
+        "user_config",
+        "app_id",
+        "ports",
+    ),
+    *(
+        "networks",
+        "gpus",
+        "encrypted_env",
+        "kms_urls",
+        "gateway_urls",
+        "tee",
+        "hugepages",
+        "pin_numa",
+    ),
 }
 
 
@@ -112,7 +131,6 @@ def filled(info: Mapping[str, Any]) -> Form:
 
 def ports(form: Form) -> list[dict[str, Any]]:
     """The port mappings of the rows that have a number."""
-    rows = zip(*(form.getlist(name) for name in PORT), strict=False)
     return [
         {
             "protocol": protocol,
@@ -120,15 +138,23 @@ def ports(form: Form) -> list[dict[str, Any]]:
             "vm_port": _number(vm),
             "host_address": address.strip(),
         }
-        for protocol, address, host, vm in rows
+        for protocol, address, host, vm in rows(form, PORT)
         if host.strip() or vm.strip()
     ]
 
 
 def networks(form: Form) -> list[dict[str, Any]]:
     """The network cards of the rows that have a mode."""
-    rows = zip(form.getlist("network_mode"), form.getlist("network_bridge"), strict=False)
-    return [{"mode": mode, "bridge_name": name.strip() or None} for mode, name in rows if mode]
+    return [
+        {"mode": mode, "bridge_name": name.strip() or None}
+        for mode, name in rows(form, CARD)
+        if mode
+    ]
+
+
+def rows(form: Form, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The rows of fields that come several times."""
+    return list(zip(*(form.getlist(name) for name in names), strict=False))
 
 
 def reasons(refusal: CasemateError) -> dict[str, str]:

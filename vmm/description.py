@@ -1,14 +1,20 @@
-"""A VM as lists and details show it (VmInfo of vmm.md section 3); a pure view of its row."""
+"""A VM as lists and details show it (VmInfo of vmm.md section 3): its row, and whether its files are there."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from core.config import Config
+from core.config import Config, NetworkingConfig
+from core.errors import Invalid
+from image.manifest import METADATA
 from models.port import PortLease
 from models.vm import Vm
-from vmm.lifecycle import Observed, status
+from vmm.lifecycle import Observed, Wished, status
+from vmm.network import check_nics, mac_address
+
+# dstack's names for who stands behind a card.
+BACKENDS = {"user": "slirp", "bridge": "tap_bridge"}
 
 
 def describe(vm: Vm, config: Config, *, brief: bool) -> dict[str, Any]:
@@ -18,7 +24,7 @@ def describe(vm: Vm, config: Config, *, brief: bool) -> dict[str, Any]:
     return {
         "id": vm.id,
         "name": vm.name,
-        "status": status(vm.wished, vm.observed),
+        "status": _status(vm, config),
         "uptime": duration(now - vm.started_ms) if is_up and vm.started_ms else "never",
         "app_url": _app_url(vm.ports, config.gateway.agent_port),
         "app_id": vm.app_id,
@@ -33,6 +39,7 @@ def describe(vm: Vm, config: Config, *, brief: bool) -> dict[str, Any]:
             {"event": each.event, "body": each.body, "timestamp": each.timestamp_ms}
             for each in vm.events
         ],
+        "interfaces": _interfaces(vm, config.cvm.networking),
         "started_at": vm.started_ms,
         "stopped_at": vm.stopped_ms,
         "simulated_tee": vm.simulated_tee,
@@ -49,6 +56,39 @@ def duration(milliseconds: int) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return " ".join(parts) or "0s"
+
+
+def _status(vm: Vm, config: Config) -> str:
+    """The status word; a VM at rest whose folder or image is not there or not readable is `unknown`."""
+    at_rest = vm.observed == Observed.ABSENT and vm.wished != Wished.REMOVED
+    if at_rest and ("unreadable" in vm.options or not _has_files(vm, config)):
+        return "unknown"
+    return status(vm.wished, vm.observed)
+
+
+def _has_files(vm: Vm, config: Config) -> bool:
+    return (config.run_path / vm.id).is_dir() and (
+        config.image.path / vm.image / METADATA
+    ).is_file()
+
+
+def _interfaces(vm: Vm, node: NetworkingConfig) -> list[dict[str, Any]]:
+    try:
+        nics = check_nics(vm.options.get("networking"), vm.options.get("networks") or [], node)
+    except (
+        Invalid
+    ):  # the configuration has changed since: the next start is refused with the reason
+        return []
+    return [
+        {
+            "mode": nic.mode,
+            "backend": BACKENDS.get(nic.mode, "custom"),
+            "mac": mac_address(vm.id, index, node.mac_prefix),
+            "bridge_name": nic.bridge or None,
+            "netdev_id": f"net{index}",
+        }
+        for index, nic in enumerate(nics)
+    ]
 
 
 def _app_url(ports: list[PortLease], agent_port: int) -> str | None:

@@ -124,6 +124,7 @@ def sev_numbers(said: bytes, complained: bytes = b"") -> tuple[int, int]:
             numbers = told.get("cbitpos"), told.get("reduced-phys-bits")
             if all(isinstance(each, int) for each in numbers):
                 return numbers  # type: ignore[return-value]
-        complained = str((refused or {}).get("desc", refused)).encode()
+        if isinstance(refused, dict):
+            complained = str(refused.get("desc")).encode()
     why = complained.decode(errors="replace").strip()[-500:] or "no answer"
     raise Unavailable(f"QEMU does not tell SEV's capabilities: {why}")

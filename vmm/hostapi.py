@@ -11,11 +11,17 @@ import re
 
 from core.config import Config
 from core.errors import Invalid, NotFound, Unsupported
-from core.messages import HostInfo, Note, Notification
+from core.messages import (
+    GetSealingKeyRequest,
+    GetSealingKeyResponse,
+    HostInfo,
+    Note,
+    Notification,
+)
 from core.prpc import Empty, Service
 from models.base import Database
 from models.vm import Vm
-from vmm import records
+from vmm import key_provider, records
 from vmm.lifecycle import Wished
 from vmm.version import VERSION
 from vmm.workdir import WorkDir
@@ -36,7 +42,9 @@ class HostApi:
         self.service = Service("HostApi")
         self.service.method("Info", Empty, HostInfo)(self.info)
         self.service.method("Notify", Notification, Empty)(self.notify)
-        self.service.method("GetSealingKey")(self.get_sealing_key)
+        self.service.method("GetSealingKey", GetSealingKeyRequest, GetSealingKeyResponse)(
+            self.get_sealing_key
+        )
 
     def answer(self, method: str, params: object) -> object:
         """Answers one call of the guest; refusals are CasemateErrors."""
@@ -46,9 +54,12 @@ class HostApi:
         """The host's name and version."""
         return {"name": self.config.node_name or "casemate", "version": VERSION}
 
-    def get_sealing_key(self, _: object) -> None:
-        """Relays a quote to the local SGX key provider, of which this host has none."""
-        raise Unsupported("Key provider is not enabled")
+    def get_sealing_key(self, given: dict[str, bytes]) -> dict[str, bytes]:
+        """Relays a quote to the SGX key provider of this host and returns what it gives for it."""
+        settings = self.config.key_provider
+        if not settings.enabled:
+            raise Unsupported("Key provider is not enabled")
+        return key_provider.sealing_key(given["quote"], settings.address, settings.port)
 
     def notify(self, note: Note) -> None:
         """Keeps an event of the guest and acts on those with a meaning."""

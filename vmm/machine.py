@@ -37,15 +37,9 @@ class Plan:
 
     machine: qemu.Machine
     companions: dict[str, list[str]]  # folder name -> command
-    nics: tuple[network.Nic, ...]
     bound: tuple[network.Port, ...]  # host ports, whoever binds them
     mr_config: str = ""  # the document whose hash is bound, "" for none
     switches: int = 0  # how many of machine.gpus are NVSwitches
-
-    @property
-    def relayed(self) -> bool:
-        """Whether host ports lead to a bridge card, through the relay."""
-        return bool(self.bound) and not any(nic.mode in network.BINDING for nic in self.nics)
 
 
 def plan(vm: Vm, image: Image, workdir: WorkDir, config: Config, host: Host) -> Plan:
@@ -58,13 +52,12 @@ def plan(vm: Vm, image: Image, workdir: WorkDir, config: Config, host: Host) -> 
     ports = _ports(vm, config)
     network.check_reachable(ports, nics)
     devices = gpu.requested(vm.options.get("gpus"), host.root, config.cvm.gpu)
-    slots = tuple(device.slot for device in devices)
+    near = [numa.node_of(host.root, device.slot) for device in devices] or [0]
     account = Account.of(config.cvm.user) if config.cvm.user else None
     wants_tpm = compose.AppCompose.parse(vm.compose_file.encode()).key_provider == "tpm"
-    nodes = sorted({numa.node_of(host.root, slot) for slot in slots}) or [0]
+    nodes = sorted(set(near))
     spread = numa.spread(nodes, vm.vcpu, vm.memory_mb) if vm.hugepages else ()
     numa.check_free(host.root, spread)
-    first = numa.node_of(host.root, slots[0]) if slots else 0
     machine = qemu.Machine(
         vm_id=vm.id,
         qemu=host.qemu,
@@ -90,16 +83,15 @@ def plan(vm: Vm, image: Image, workdir: WorkDir, config: Config, host: Host) -> 
         cid=vm.cid if uses_vsock(config.cvm.channel, tee, image, host) else None,
         swtpm_socket=workdir.path / companion.TPM / "sock" if wants_tpm else None,
         numa=spread,
-        gpus=slots,
+        gpus=tuple(qemu.Gpu(each.slot, nodes.index(node)) for each, node in zip(devices, near)),
         pci_hole64_size=config.cvm.qemu_pci_hole64_size,
         hotplug_off=config.cvm.qemu_hotplug_off,
-        pinned_cpus=numa.cpus(host.root, first) if vm.pin_numa else "",
+        pinned_cpus=numa.cpus(host.root, near[0]) if vm.pin_numa else "",
         run_as=account,
     )
     return Plan(
         machine=machine,
         companions=_companions(machine, ports, account),
-        nics=nics,
         bound=ports,
         mr_config=document if tee else "",
         switches=sum(device.is_switch for device in devices),

@@ -26,7 +26,7 @@ MIB = 1024**2
 STATUSES = ("running", "starting", "exited", "stopping", "stopped", "removing")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures(Collector):
     """All figures of one service; `requests` has counts by `surface status`."""
 

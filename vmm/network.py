@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
+import shutil
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -149,6 +151,38 @@ def check_bindable(ports: Iterable[Port]) -> None:
                     probe.listen(1)
             except OSError as error:
                 raise Conflict(f"host port {port} cannot be bound: {error.strerror}") from None
+
+
+def check_mac(text: str) -> str:
+    """A MAC in lower case with colons, or Invalid."""
+    mac = text.lower().replace("-", ":")
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", mac):
+        raise Invalid.field("mac", "must be six bytes like 02:ab:cd:ef:01:23")
+    return mac
+
+
+def check_guest_address(text: str) -> str:
+    """An address that a guest may have, in its canonical form, or Invalid.
+
+    Host ports are led there: it must be no address of the host's own.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise Invalid.field("ip", "must be an IP address like 192.168.122.100") from None
+    if address.is_loopback or address.is_unspecified or address.is_multicast or "%" in text:
+        raise Invalid.field("ip", f"{address} is no address of a guest")
+    return str(address)
+
+
+def supported_modes(node: NetworkingConfig) -> list[str]:
+    """The modes that a request may name on this host."""
+    return [
+        "user",
+        *(["bridge"] if node.bridge or node.bridges else []),
+        *(["passt"] if shutil.which("passt") else []),
+        *(["custom"] if node.netdev else []),
+    ]
 
 
 def mac_address(vm_id: str, index: int = 0, prefix: str = "") -> str:

@@ -119,6 +119,14 @@ class NumaNode:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A host PCI device for the guest; `node` is its place in `Machine.numa`."""
+
+    slot: str
+    node: int = 0
+
+
+@dataclass(frozen=True)
 class Machine:
     """All that decides the command line of a VM; paths are absolute.
 
@@ -151,7 +159,7 @@ class Machine:
     volumes: tuple[Path, ...] = ()
     swtpm_socket: Path | None = None
     numa: tuple[NumaNode, ...] = ()
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     pci_hole64_size: int = 0
     hotplug_off: bool = False
     pinned_cpus: str = ""
@@ -358,10 +366,10 @@ def _gpus(machine: Machine) -> list[str]:
     if not machine.gpus:
         return []
     options = ["-object", "iommufd,id=iommufd0"]
-    for number, slot in enumerate(machine.gpus, 1):
-        bus = "pcie.node0" if machine.numa else "pcie.0"
+    for number, gpu in enumerate(machine.gpus, 1):
+        bus = f"pcie.node{gpu.node}" if machine.numa else "pcie.0"
         options += ["-device", f"pcie-root-port,id=pci.{number},bus={bus},chassis={number}"]
-        options += ["-device", f"vfio-pci,host={slot},bus=pci.{number},iommufd=iommufd0"]
+        options += ["-device", f"vfio-pci,host={gpu.slot},bus=pci.{number},iommufd=iommufd0"]
     return options
 
 

@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 QMP_GREETING_S = 60.0
 # Huge pages are cleared before QEMU speaks.
 CLEAR_S_PER_GIB = 1.0
+# After that a QEMU that lives counts as silent.
+LISTEN_S = 5.0
 STOP_GRACE_S = 3.0
 LOCK_PATIENCE_S = 60.0
 
@@ -69,18 +71,58 @@ class Reconciler:
     database: Database
     host: Host
 
-    def one(self, vm_id: str, *, start: bool = False, retry: bool = False) -> None:
+    def one(
+        self,
+        vm_id: str,
+        *,
+        start: bool = False,
+        retry: bool = False,
+        patience_s: float = LOCK_PATIENCE_S,
+    ) -> None:
         """Does what is left to do for one VM until record and host agree.
 
         `start` asks for a VM to be started that should run and does not; without it such a VM is left
         as it ended; `retry` says that the restart policy asks, whose count then goes on.  Raises NotFound,
-        or the refusal of the step that could not be done.
+        Conflict when others hold the VM's lock for longer than `patience_s`, or the refusal of the step that
+        could not be done.
+        """
+        with self.locked(vm_id, patience_s) as workdir:
+            self._settle(vm_id, workdir)
+            if start:
+                self._begin(vm_id, workdir, retry)
+
+    def start(self, vm_id: str) -> None:
+        """Starts a VM because its owner asks; a refused start is no standing wish.
+
+        The wish is made and taken back under the lock: of calls at once each has an answer of its own.
         """
         with self.locked(vm_id) as workdir:
-            self._settle(vm_id, workdir)
-            if start and self._ask_start(vm_id, retry):
-                faults.point("start.asked")
+            before = self._wish_running(vm_id)
+            faults.point("start.wished")
+            try:
                 self._settle(vm_id, workdir)
+                self._begin(vm_id, workdir, retry=False)
+            except CasemateError:
+                with self.database.writing() as session:
+                    vm = records.get(session, vm_id)
+                    if vm.wished == Wished.RUNNING:
+                        vm.wished = before
+                raise
+
+    def _begin(self, vm_id: str, workdir: WorkDir, retry: bool) -> None:
+        if self._ask_start(vm_id, retry):
+            faults.point("start.asked")
+            self._settle(vm_id, workdir)
+
+    def _wish_running(self, vm_id: str) -> str:
+        with self.database.writing() as session:
+            vm = records.get(session, vm_id)
+            records.refuse_removed(vm)
+            before, vm.wished = vm.wished, Wished.RUNNING
+            vm.restarts, vm.next_restart_ms = 0, None
+            # The start writes its folder anew.
+            vm.options = {k: v for k, v in vm.options.items() if k != "unreadable"}
+            return before
 
     def _settle(self, vm_id: str, workdir: WorkDir) -> None:
         # No VM needs more steps than there are actions.
@@ -99,12 +141,19 @@ class Reconciler:
             self._do(action, vm, workdir)
 
     @contextlib.contextmanager
-    def locked(self, vm_id: str) -> Iterator[WorkDir]:
-        """Holds the lock of one existing VM; NotFound when there is none, or none any more."""
+    def locked(self, vm_id: str, patience_s: float = LOCK_PATIENCE_S) -> Iterator[WorkDir]:
+        """Holds the lock of one existing VM; NotFound when there is none, or none any more.
+
+        Conflict when others hold it for longer than `patience_s`.
+        """
         self._row(vm_id)
         workdir = self.workdir(vm_id)
         self.config.run_path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with files.locked(workdir.lock, timeout_s=LOCK_PATIENCE_S):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(files.locked(workdir.lock, timeout_s=patience_s))
+            except Conflict:
+                raise Conflict(f"VM {vm_id} is busy with another call; try again soon") from None
             try:
                 self._row(vm_id)
             except NotFound:  # removed while we waited
@@ -189,6 +238,7 @@ class Reconciler:
             rotation.mark_boot(workdir.log(name))
         workdir.begin_boot(made.machine.cid)
         if made.machine.run_as:
+            registry.open_to_all(image)
             workdir.open_to(made.machine.run_as)
         for name, argv in made.companions.items():
             folder = workdir.companion(name, made.machine.run_as)
@@ -227,9 +277,9 @@ class Reconciler:
             ).all()
         for other in others:
             command = " ".join(process.launched(self.workdir(other).path))
-            for slot in made.machine.gpus:
-                if f"vfio-pci,host={slot}," in command:
-                    raise Conflict(f"gpus: {slot} is in use by VM {other}; stop that VM first")
+            for gpu in made.machine.gpus:
+                if f"vfio-pci,host={gpu.slot}," in command:
+                    raise Conflict(f"gpus: {gpu.slot} is in use by VM {other}; stop that VM first")
 
     def _relay(self, vm: Vm, workdir: WorkDir) -> None:
         """Makes host ports of a VM with no other card than bridges lead to its leased address."""
@@ -280,10 +330,14 @@ class Reconciler:
         """Asks a live VM's QEMU whether it is there, and notes since when it does not answer."""
         folder = self.workdir(vm_id).path
         try:
-            qmp.execute(folder, "query-status")
+            qmp.execute(folder, "query-status", deadline_s=LISTEN_S)
             answers = True
         except (Upstream, UpstreamTimeout):
             answers = False
+        with self.database.reading() as session:
+            vm = session.get(Vm, vm_id)
+            if vm is None or answers == (vm.silent_ms is None):
+                return answers
         with self.database.writing() as session:
             vm = session.get(Vm, vm_id)
             # One that has ended is not silent but gone: burying it is another matter.
@@ -326,6 +380,7 @@ class Reconciler:
                 if said := error_line(workdir):
                     body += f"; QEMU said: {said}"
             self._event(session, vm.id, "vmm.stop" if wished_end else "vmm.exit", body)
+        boot_files.mirror_state(workdir, row)
         faults.point("stop.buried")
 
     def _remove(self, vm: Vm, workdir: WorkDir) -> None:

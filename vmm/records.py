@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from core.config import Config
@@ -13,7 +14,9 @@ from core.errors import Conflict, Invalid, NotFound
 from models.port import DhcpLease, PortLease
 from models.vm import Vm, VmEvent
 from vmm import network
-from vmm.lifecycle import Observed
+from vmm.configuration import Checked
+from vmm.lifecycle import Observed, Wished
+from vmm.schemas import Configuration
 
 
 def now_ms() -> int:
@@ -27,6 +30,49 @@ def get(session: Session, vm_id: str) -> Vm:
     if vm is None:
         raise NotFound(f"VM {vm_id[:64]} not found")
     return vm
+
+
+def new_row(vm_id: str, wanted: Configuration, checked: Checked) -> Vm:
+    """The row of a VM that does not exist yet."""
+    return Vm(
+        id=vm_id,
+        name=checked.name,
+        app_id=checked.app_id,
+        hugepages=wanted.hugepages,
+        pin_numa=wanted.pin_numa,
+        wished=Wished.STOPPED if wanted.stopped else Wished.RUNNING,
+        observed=Observed.ABSENT,
+        created_ms=now_ms(),
+        **_changeable(wanted, checked),
+    )
+
+
+def assign(vm: Vm, wanted: Configuration, checked: Checked) -> None:
+    """Writes what an update may change of a VM into its row."""
+    for name, value in _changeable(wanted, checked).items():
+        setattr(vm, name, value)
+
+
+def _changeable(wanted: Configuration, checked: Checked) -> dict[str, Any]:
+    return {
+        "image": checked.image.name,
+        "image_version": checked.image.version,
+        "vcpu": wanted.vcpu,
+        "memory_mb": wanted.memory,
+        "disk_gb": wanted.disk_size,
+        "no_tee": wanted.no_tee,
+        "simulated_tee": checked.simulated_tee,
+        "compose_file": wanted.compose_file,
+        "encrypted_env": wanted.encrypted_env,
+        "user_config": wanted.user_config,
+        "options": checked.options,
+    }
+
+
+def refuse_removed(vm: Vm) -> None:
+    """Invalid when a VM is on its way out."""
+    if vm.wished == Wished.REMOVED:
+        raise Invalid(f"VM {vm.id} is being removed")
 
 
 def add_event(session: Session, vm_id: str, event: str, body: str, keep: int) -> None:
@@ -85,6 +131,35 @@ def leased_address(session: Session, vm_id: str, macs: Sequence[str]) -> str:
     leases = select(DhcpLease).where(DhcpLease.vm_id == vm_id, DhcpLease.mac.in_(macs))
     found = {lease.mac: lease.ip for lease in session.scalars(leases)}
     return next((found[mac] for mac in macs if mac in found), "")
+
+
+def wishes(session: Session) -> dict[str, str]:
+    """What is wished of each VM, by id."""
+    return {row.id: row.wished for row in session.execute(select(Vm.id, Vm.wished))}
+
+
+def vm_of_card(session: Session, mac: str, prefix: str) -> str:
+    """The VM that has the card with a MAC; NotFound when none has."""
+    for vm_id, options in session.execute(select(Vm.id, Vm.options)):
+        for index in range(max(1, len(options.get("networks") or []))):
+            if network.mac_address(vm_id, index, prefix) == mac:
+                return str(vm_id)
+    raise NotFound(f"no VM has a network card with the MAC {mac}: not found")
+
+
+def lease_address(session: Session, vm_id: str, mac: str, address: str) -> list[str]:
+    """Notes the address of a card; returns the VMs whose ports may lead elsewhere now, this one first.
+
+    An address has one owner: a card that had it before has lost it.
+    """
+    former = session.scalars(
+        select(DhcpLease).where(or_(DhcpLease.mac == mac, DhcpLease.ip == address))
+    ).all()
+    for lease in former:
+        session.delete(lease)
+    session.flush()
+    session.add(DhcpLease(vm_id=vm_id, mac=mac, ip=address, reported_ms=now_ms()))
+    return list(dict.fromkeys([vm_id, *(lease.vm_id for lease in former)]))
 
 
 def port_of(lease: PortLease) -> network.Port:

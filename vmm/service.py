@@ -5,6 +5,7 @@ A verb writes the wish in one transaction and lets vmm/reconcile.py make the hos
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,25 +15,41 @@ from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import undefer
 
 from attest import compose
-from core import faults, logs, prpc
+from core import faults, http, logs, prpc
 from core.config import Config
-from core.errors import CasemateError, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
+from core.errors import Conflict, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
 from image import registry
 from models.account import MAIN_ID
 from models.base import Database
 from models.vm import Vm
-from vmm import channel, disk, process, qmp, records
+from vmm import (
+    boot_files,
+    channel,
+    companion,
+    disk,
+    gpu,
+    network,
+    pci,
+    process,
+    processes,
+    qmp,
+    records,
+)
 from vmm.change import RESOURCES, changed
-from vmm.configuration import Checked, check, check_compose, check_name
+from vmm.configuration import check, check_compose, check_name
 from vmm.description import describe
 from vmm.host import Host
 from vmm.lifecycle import Observed, Wished, status
 from vmm.reconcile import Reconciler
+from vmm.reload import Reload
 from vmm.rotation import segment
-from vmm.schemas import Change, Configuration, StatusQuery
+from vmm.schemas import Change, Configuration, PublicKeyResponse, StatusQuery
 
 # ShutdownVm: how long the agent may take before the power button is pressed (vmm.md section 4).
 AGENT_SHUTDOWN_S = 3.0
+# StopVm answers within 10 s (vmm.md section 4): this long for the lock, the rest for QEMU.
+STOP_PATIENCE_S = 6.0
+KMS_S = 10.0
 LOG_CHANNELS = ("serial", "stdout", "stderr")
 HEARTBEAT = "[vmm heartbeat]\n"
 
@@ -62,7 +79,7 @@ class Vms:
         """
         checked = check(wanted, self.config, host_tee=self.host.tee)
         faults.point("create.checked")
-        vm = _new_row(wanted, checked)
+        vm = records.new_row(str(uuid.uuid4()), wanted, checked)
         vm.project_id = project_id or MAIN_ID
         with self.database.writing() as session:
             session.add(vm)
@@ -74,7 +91,11 @@ class Vms:
             faults.point("create.inserted")
         faults.point("create.committed")
         try:
-            self.reconciler.one(vm.id, start=not wanted.stopped)
+            if wanted.stopped:
+                with self.reconciler.locked(vm.id) as workdir:
+                    boot_files.record(workdir, vm)
+            else:
+                self.reconciler.one(vm.id, start=True)
         except BaseException:
             self._forget(vm.id)
             raise
@@ -83,24 +104,17 @@ class Vms:
 
     def start(self, vm_id: str) -> None:
         """Starts a VM; a running one stays as it is."""
-        with self.database.writing() as session:
-            vm = records.get(session, vm_id)
-            _refuse_removed(vm)
-            before, vm.wished = vm.wished, Wished.RUNNING
-            vm.restarts, vm.next_restart_ms = 0, None
-        faults.point("start.wished")
-        try:
-            self.reconciler.one(vm_id, start=True)
-        except CasemateError:
-            # A refused start is no standing wish: the sweep must not try it again and again.
-            self._wish(vm_id, before, only_from=Wished.RUNNING)
-            raise
+        self.reconciler.start(vm_id)
 
     def stop(self, vm_id: str) -> None:
-        """Ends a VM by force; a stopped one stays as it is."""
+        """Ends a VM by force; a stopped one stays as it is.
+
+        Whoever holds the VM's lock for long ends it when he is ready, and if not he then the sweep.
+        """
         self._wish(vm_id, Wished.STOPPED)
         faults.point("stop.wished")
-        self.reconciler.one(vm_id)
+        with contextlib.suppress(Conflict):
+            self.reconciler.one(vm_id, patience_s=STOP_PATIENCE_S)
 
     def shutdown(self, vm_id: str) -> None:
         """Asks a VM to power off: its agent first, then the power button.
@@ -129,7 +143,7 @@ class Vms:
         with self.reconciler.locked(change.id) as workdir:
             with self.database.reading() as session:
                 vm = records.get(session, change.id)
-                _refuse_removed(vm)
+                records.refuse_removed(vm)
                 wanted = changed(vm, change)
             checked = check(wanted, self.config, host_tee=self.host.tee)
             if wanted.disk_size > vm.disk_gb:
@@ -138,13 +152,14 @@ class Vms:
                 faults.point("update.grown")
             with self.database.writing() as session:
                 vm = records.get(session, change.id)
-                _refuse_removed(vm)
-                _assign(vm, wanted, checked)
+                records.refuse_removed(vm)
+                records.assign(vm, wanted, checked)
                 records.lease_ports(session, vm, checked.ports)
                 faults.point("update.assigned")
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.update", ", ".join(_names(change)), keep)
             faults.point("update.committed")
+            boot_files.record(workdir, vm)
         raw = change.compose_file.encode()
         return compose.app_id(raw).hex() if raw else ""
 
@@ -158,6 +173,44 @@ class Vms:
         """Marks a VM for removal; the background process ends it and deletes what it had."""
         self._wish(vm_id, Wished.REMOVED)
         faults.point("remove.marked")
+
+    def reload(self) -> dict[str, int]:
+        """Reads the folders of all VMs again and believes them; imports those that have no record."""
+        return Reload(self.reconciler).run()
+
+    def report_lease(self, mac: str, ip: str) -> None:
+        """Notes the address that DHCP gave to a card, and leads the host ports of its VM there."""
+        card, address = network.check_mac(mac), network.check_guest_address(ip)
+        with self.database.writing() as session:
+            vm_id = records.vm_of_card(session, card, self.config.cvm.networking.mac_prefix)
+            moved = records.lease_address(session, vm_id, card, address)
+        for each in moved:
+            self.reconciler.one(each)
+
+    def stop_process(self, process_id: str) -> None:
+        """Ends a process of `processes`: QEMU as StopVm does, one beside it at once."""
+        vm_id, companion_name = processes.split(process_id)
+        if not companion_name:
+            self.stop(vm_id)
+            return
+        with self.reconciler.locked(vm_id) as workdir:
+            companion.end(processes.folder(workdir.path, companion_name))
+
+    def forget_process(self, process_id: str) -> None:
+        """Drops the traces of a process that has ended."""
+        vm_id, companion_name = processes.split(process_id)
+        with self.reconciler.locked(vm_id) as workdir:
+            processes.forget(processes.folder(workdir.path, companion_name))
+
+    def delete_image(self, name: str) -> None:
+        """Deletes an image; Conflict names a VM that uses it."""
+        registry.check_name(name)
+        # Under the write lock, so that no VM comes with it meanwhile.
+        with self.database.writing() as session:
+            user = session.scalar(select(Vm.name).where(Vm.image == name).limit(1))
+            if user is not None:
+                raise Conflict(f"image {name} is used by VM {user}; remove that VM first")
+            registry.remove(self.config.image.path, name)
 
     # Questions -----------------------------------------------------------------------------------
 
@@ -224,7 +277,57 @@ class Vms:
                 "max_allocable_vcpu": cvm.max_allocable_vcpu,
                 "max_allocable_memory_in_mb": cvm.max_allocable_memory_in_mb,
             },
+            "networking": {
+                "supported_modes": network.supported_modes(cvm.networking),
+                "default_mode": cvm.networking.mode,
+                "default_bridge": cvm.networking.bridge,
+            },
         }
+
+    def gpus(self) -> dict[str, Any]:
+        """The GPUs that VMs may be given, each with whether it is free, as ListGpusResponse prints them."""
+        settings = self.config.cvm.gpu
+        found = gpu.inventory(self.host.root, settings)
+        names = pci.descriptions(found, self.host.root)
+        held = self._held_commands() if found else ""
+        return {
+            "gpus": [
+                {
+                    "slot": each.slot,
+                    "product_id": each.product_id,
+                    "description": names[each.slot],
+                    "is_free": each.driver == "vfio-pci" and f"host={each.slot}," not in held,
+                }
+                for each in found
+            ],
+            "allow_attach_all": settings.allow_attach_all,
+        }
+
+    def env_key(self, app_id: bytes) -> Any:
+        """What the KMS says of the key for an app's variables."""
+        if len(app_id) != 20:
+            raise Invalid.field("app_id", "must be 20 bytes (40 hex digits)")
+        if not self.config.kms_url:
+            raise Invalid("this host knows no KMS; set kms_url in its configuration")
+        url = self.config.kms_url.rstrip("/") + "/prpc/GetAppEnvEncryptPubKey?json"
+        # A KMS signs its own certificate; what it says here is signed and checked by the caller.
+        told = http.post_json(
+            url, {"app_id": app_id.hex()}, within_s=KMS_S, check_certificate=False
+        )
+        try:
+            return prpc.load(PublicKeyResponse, told)
+        except Invalid as error:
+            raise Upstream(f"KMS: malformed answer: {error.message}") from None
+
+    def processes(self) -> list[dict[str, Any]]:
+        """The processes that belong to VMs, as SvListResponse prints them."""
+        with self.database.reading() as session:
+            rows = session.execute(select(Vm.id, Vm.name).order_by(Vm.created_ms, Vm.id)).all()
+        return [
+            found
+            for vm_id, name in rows
+            for found in processes.of_vm(self.reconciler.workdir(vm_id).path, name)
+        ]
 
     def ask_guest(self, vm_id: str, method: str, answer: type[prpc.Message]) -> Any:
         """Relays a call without arguments to the agent of a running VM and checks its answer."""
@@ -279,6 +382,13 @@ class Vms:
         with self.database.reading() as session:
             return records.get(session, vm_id)
 
+    def _held_commands(self) -> str:
+        with self.database.reading() as session:
+            held = session.scalars(select(Vm.id).where(Vm.observed != Observed.ABSENT)).all()
+        return "\n".join(
+            ",".join(process.launched(self.reconciler.workdir(vm_id).path)) for vm_id in held
+        )
+
     def _running(self, vm_id: str) -> None:
         vm = self._get(vm_id)
         if vm.wished == Wished.REMOVED or vm.observed != Observed.ALIVE:
@@ -289,7 +399,7 @@ class Vms:
             vm = records.get(session, vm_id)
             if vm.wished == Wished.REMOVED and wished == Wished.REMOVED:
                 return
-            _refuse_removed(vm)
+            records.refuse_removed(vm)
             if only_from is None or vm.wished == only_from:
                 vm.wished = wished
                 vm.restarts, vm.next_restart_ms = 0, None
@@ -303,39 +413,6 @@ class Vms:
             return
 
 
-def _new_row(wanted: Configuration, checked: Checked) -> Vm:
-    return Vm(
-        id=str(uuid.uuid4()),
-        name=checked.name,
-        app_id=checked.app_id,
-        image=checked.image.name,
-        image_version=checked.image.version,
-        vcpu=wanted.vcpu,
-        memory_mb=wanted.memory,
-        disk_gb=wanted.disk_size,
-        no_tee=wanted.no_tee,
-        simulated_tee=checked.simulated_tee,
-        hugepages=wanted.hugepages,
-        pin_numa=wanted.pin_numa,
-        options=checked.options,
-        compose_file=wanted.compose_file,
-        encrypted_env=wanted.encrypted_env,
-        user_config=wanted.user_config,
-        wished=Wished.STOPPED if wanted.stopped else Wished.RUNNING,
-        observed=Observed.ABSENT,
-        created_ms=records.now_ms(),
-    )
-
-
-def _assign(vm: Vm, wanted: Configuration, checked: Checked) -> None:
-    vm.image, vm.image_version = checked.image.name, checked.image.version
-    vm.vcpu, vm.memory_mb, vm.disk_gb = wanted.vcpu, wanted.memory, wanted.disk_size
-    vm.no_tee, vm.simulated_tee = wanted.no_tee, checked.simulated_tee
-    vm.compose_file = wanted.compose_file
-    vm.encrypted_env, vm.user_config = wanted.encrypted_env, wanted.user_config
-    vm.options = checked.options
-
-
 def _names(change: Change) -> list[str]:
     # Names alone: values may be secret, and are large.
     flags = ("update_ports", "update_kms_urls", "update_gateway_urls", "update_networking")
@@ -343,11 +420,6 @@ def _names(change: Change) -> list[str]:
     named = [flag.removeprefix("update_") for flag in flags if getattr(change, flag)]
     named += [name for name in values if getattr(change, name)]
     return [*named, "no_tee"] if change.no_tee is not None else named
-
-
-def _refuse_removed(vm: Vm) -> None:
-    if vm.wished == Wished.REMOVED:
-        raise Invalid(f"VM {vm.id} is being removed")
 
 
 def _matching(query: StatusQuery) -> Select[Vm]:

@@ -25,6 +25,7 @@ class RunningService:
     data_dir: Path
     images: Path
     extra: str = ""
+    top: str = ""
     port: int = field(default_factory=free_port)
     token: str = "system-test-token"
     process: subprocess.Popen[bytes] | None = None
@@ -43,7 +44,7 @@ class RunningService:
         """Starts the service with these environment variables; returns the seconds until it answered."""
         config = self.data_dir.parent / f"{self.data_dir.name}.toml"
         config.write_text(
-            f'address = "tcp:127.0.0.1:{self.port}"\ndata_dir = "{self.data_dir}"\n'
+            f'address = "tcp:127.0.0.1:{self.port}"\ndata_dir = "{self.data_dir}"\n{self.top}\n'
             f'[image]\npath = "{self.images}"\n'
             "[auth]\nenabled = true\n"
             f"[cvm]\nsimulate = true\n{self.extra}\n"
@@ -147,7 +148,11 @@ class RunningService:
 
     def qemus(self) -> list[psutil.Process]:
         """The QEMU processes of this data directory."""
-        return [each for each in _processes() if _belongs(each, str(self.data_dir))]
+        return [each for each in _processes() if _belongs(each, "qemu-system", str(self.data_dir))]
+
+    def runners(self) -> list[psutil.Process]:
+        """The processes beside them (vmm/runner.py)."""
+        return [each for each in _processes() if _belongs(each, "runner.py", str(self.data_dir))]
 
 
 def _has_ended(process: psutil.Process) -> bool:
@@ -162,11 +167,11 @@ def _processes() -> Iterator[psutil.Process]:
     yield from psutil.process_iter()
 
 
-def _belongs(process: psutil.Process, folder: str) -> bool:
+def _belongs(process: psutil.Process, program: str, folder: str) -> bool:
     try:
         command = process.cmdline()
     except psutil.Error:
         return False
-    # The stand-in is a script: its interpreter and an option come first.
-    is_qemu = any("qemu-system" in word for word in command[:3])
-    return is_qemu and any(folder in argument for argument in command)
+    # A script's interpreter and its options come first.
+    is_it = any(program in word for word in command[:4])
+    return is_it and any(folder in argument for argument in command)

@@ -138,8 +138,8 @@ def test_the_core_stands_without_web_and_database() -> None:
         assert not libraries & {"flask", "werkzeug", "sqlalchemy", "alembic", "gunicorn"}, path
 
 
-def test_the_attestation_library_does_not_speak_to_a_network() -> None:
-    for path in (ROOT / "attest").glob("*.py"):
+def test_one_module_of_the_attestation_library_speaks_to_a_network() -> None:
+    for path in {*(ROOT / "attest").glob("*.py")} - {ROOT / "attest/collateral.py"}:
         libraries = {name.split(".")[0] for name in imports(path)}
         assert not libraries & {"socket", "ssl", "http", "urllib", "requests", "flask"}, path
 

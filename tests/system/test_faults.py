@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import signal
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from vmm import process
 
 OLD = rows.COMPOSE
 NEW = '{"docker_compose_file": "services: {web: {}}"}'
+FIRST_SCHEMA = Path(__file__).parents[1] / "unit/migrations/schema_0001.sql"
+MIGRATION_POINTS = ("migration.step:1", "migration.step:2", "migration.step:3", "migration.done")
 WHOLE_START = (
     "folder.shared",
     "folder.mirrored",
@@ -302,7 +306,11 @@ def test_nothing_is_lost_when_the_service_is_killed(site: Site, name: str, point
     def converged() -> bool:
         after = look(service)
         touched = vm_id or next(iter(after.keys() - before.keys()), "")
-        return is_settled(service) and operation.holds(after.get(touched), told)
+        return (
+            is_settled(service)
+            and operation.holds(after.get(touched), told)
+            and not breaches(service, site.kept, site.removed)
+        )
 
     with contextlib.suppress(AssertionError):  # what is wrong is told below
         until(converged)
@@ -310,7 +318,7 @@ def test_nothing_is_lost_when_the_service_is_killed(site: Site, name: str, point
     assert breaches(service, site.kept, site.removed) == []
     assert len(after.keys() - before.keys()) <= (0 if vm_id else 1)
     touched = vm_id or next(iter(after.keys() - before.keys()), "")
-    assert converged(), (after.get(touched), told)
+    assert converged(), (after.get(touched), told, service.log.read_text()[-3000:])
     others = before.keys() - {touched}
     assert {key: after[key] for key in others} == {key: before[key] for key in others}
     if alive and name != "shutdown" and touched in after and after[touched].status == "running":
@@ -324,6 +332,29 @@ def tidy(site: Site, vm_id: str, after: dict[str, Seen]) -> None:
         site.service.call("prpc/RemoveVm", id=vm_id)
         site.removed.add(vm_id)
         until(lambda: vm_id not in look(site.service))
+
+
+@pytest.mark.parametrize("point", MIGRATION_POINTS)
+def test_a_service_killed_while_it_migrates_is_migrated_by_the_next(
+    fake_qemu: Path, data_dir: Path, point: str
+) -> None:
+    rows.image(data_dir / "images")
+    service = RunningService(
+        data_dir / "data", data_dir / "images", extra=f'qemu_path = "{fake_qemu}"\naccel = "tcg"\n'
+    )
+    service.data_dir.mkdir()
+    with contextlib.closing(sqlite3.connect(service.data_dir / "casemate.db")) as database:
+        database.executescript(FIRST_SCHEMA.read_text())
+
+    with pytest.raises(AssertionError, match=f"fault point {point.partition(':')[0]}"):
+        service.start(CASEMATE_FAULT=point, CASEMATE_FAULTS_ALLOWED="1")
+    assert service.process is not None
+    assert service.process.wait(10) == -signal.SIGKILL
+
+    service.start()
+    listed = [(vm["name"], vm["status"]) for vm in service.call("prpc/Status")["vms"]]
+    service.end()
+    assert listed == [("first", "stopped"), ("second", "stopped")]
 
 
 def placed() -> list[str]:
@@ -344,8 +375,6 @@ def placed() -> list[str]:
 
 def test_every_point_stands_in_the_code_once_and_is_walked() -> None:
     assert sorted(placed()) == sorted(faults.POINTS)
-    walked = {point.partition(":")[0] for _, point in CASES} | set(MIGRATION_POINTS)
+    points = (*(point for _, point in CASES), *MIGRATION_POINTS)
+    walked = {point.partition(":")[0] for point in points}
     assert walked == set(faults.POINTS)
-
-
-MIGRATION_POINTS = ("migration.step", "migration.done")

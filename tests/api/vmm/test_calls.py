@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import socket
 import uuid
 from pathlib import Path
@@ -383,6 +384,11 @@ def test_a_client_learns_addresses_and_limits(client: FlaskClient) -> None:
             "max_cvm_number": 1000,
             "max_allocable_vcpu": 20,
             "max_allocable_memory_in_mb": 100_000,
+        },
+        "networking": {
+            "supported_modes": ["user", *(["passt"] if shutil.which("passt") else [])],
+            "default_mode": "user",
+            "default_bridge": "",
         },
     }
 

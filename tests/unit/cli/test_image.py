@@ -45,7 +45,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_a_listing_shows_name_version_kind_and_digest(configuration: Path, images: Path) -> None:
-    (line,) = run("ls", "-c", configuration).stdout.splitlines()
+    _, line = run("ls", "-c", configuration).stdout.splitlines()
 
     digest = (images / "casemate-dev-0.5.11/digest.txt").read_text().strip()
     assert line.split() == ["casemate-dev-0.5.11", "0.5.11", "dev", digest]

@@ -48,7 +48,7 @@ def test_commands_are_not_imported_before_they_are_called() -> None:
 def test_a_refusal_is_one_line_and_a_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse() -> None:
+    def refuse(**_: object) -> None:
         raise Conflict("the data directory is in use")
 
     monkeypatch.setattr(main, "casemate", refuse)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli import serve
-from core.errors import Conflict
+from core.errors import Conflict, Invalid
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,6 +52,32 @@ def test_an_open_data_directory_is_tightened(data_dir: Path) -> None:
 
     for path in (data_dir, data_dir / "deep/er"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_another_users_qemu_may_pass_through_the_data_directory(data_dir: Path) -> None:
+    serve.prepare_data_dir(data_dir, passable=True)
+
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o711
+
+
+def test_a_directory_that_others_use_too_is_refused_and_left_as_it_is(data_dir: Path) -> None:
+    shared = data_dir / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+
+    with pytest.raises(Invalid, match="data_dir: .* choose a directory of the service's own"):
+        serve.prepare_data_dir(shared)
+
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+
+
+def test_a_directory_of_another_user_is_refused(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: data_dir.stat().st_uid + 1)
+
+    with pytest.raises(Invalid, match="data_dir"):
+        serve.prepare_data_dir(data_dir)
 
 
 def test_an_address_is_bound_as_written(data_dir: Path) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.orm import undefer
 
 import migrations
 from core.errors import Conflict
 from models.base import Base, Database
+from models.vm import Vm
 from tests.common import rows
+
+FIRST_SCHEMA = Path(__file__).with_name("schema_0001.sql")
 
 
 def tables(path: Path) -> set[str]:
@@ -77,6 +81,31 @@ def test_services_that_start_at_once_migrate_once(data_dir: Path) -> None:
             done.result()
 
     assert "vms" in tables(path)
+
+
+def test_the_vms_of_the_first_release_are_kept(data_dir: Path) -> None:
+    path = data_dir / "casemate.db"
+    with sqlite3.connect(path) as plain:
+        plain.executescript(FIRST_SCHEMA.read_text())
+    plain.close()
+
+    migrations.upgrade(path)
+
+    database = Database(path)
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    with database.reading() as session:
+        vms = session.scalars(select(Vm).order_by(Vm.created_ms)).all()
+        assert [(vm.name, vm.wished, vm.observed) for vm in vms] == [
+            ("first", "stopped", "absent"),
+            ("second", "shutdown", "absent"),
+        ]
+        assert {vm.encrypted_env for vm in session.scalars(select(Vm).options(undefer("*")))} == {
+            b"\x00\xff"
+        }
+        assert [vm.ports[0].host_port for vm in vms] == [18080, 18081]
+        assert [vm.events[0].event for vm in vms] == ["vmm.stop"] * 2
+    database.engine.dispose()
 
 
 def test_a_database_of_a_newer_release_is_refused(data_dir: Path) -> None:

@@ -94,9 +94,7 @@ def say_udp(port: int, text: bytes) -> bytes:
         return client.recv(65536)
 
 
-def test_host_ports_lead_to_the_leased_address(
-    workdir: Path, guest: Callable[..., Guest]
-) -> None:
+def test_host_ports_lead_to_the_leased_address(workdir: Path, guest: Callable[..., Guest]) -> None:
     web, port = guest("127.0.0.2", "web"), free_port()
 
     companion.relay(workdir, both(port, web.port), "127.0.0.2")
@@ -120,9 +118,7 @@ def test_a_new_lease_replaces_the_target(workdir: Path, guest: Callable[..., Gue
     assert say_udp(port, b"b") == b"new:b"
 
 
-def test_a_relay_that_leads_there_already_stays(
-    workdir: Path, guest: Callable[..., Guest]
-) -> None:
+def test_a_relay_that_leads_there_already_stays(workdir: Path, guest: Callable[..., Guest]) -> None:
     ports = both(free_port(), guest("127.0.0.2", "web").port)
     companion.relay(workdir, ports, "127.0.0.2")
     before = process.find(workdir / "forward")
@@ -173,9 +169,7 @@ def test_a_guest_that_is_not_there_costs_the_client_its_connection_and_no_more(
     assert say(port, b"still") == b"web:still"
 
 
-def test_connections_are_capped_and_come_back(
-    workdir: Path, guest: Callable[..., Guest]
-) -> None:
+def test_connections_are_capped_and_come_back(workdir: Path, guest: Callable[..., Guest]) -> None:
     web, port = guest("127.0.0.2", "web"), free_port()
     companion.relay(workdir, both(port, web.port), "127.0.0.2")
     with ExitStack() as held:

@@ -17,6 +17,7 @@ from vmm.network import Port, mac_address
 from vmm.qemu import (
     BridgeCard,
     CustomCard,
+    Gpu,
     Machine,
     NumaNode,
     PasstCard,
@@ -105,7 +106,7 @@ CASES = {
         vcpu=8,
         memory_mb=16384,
         numa=(NumaNode(0, 0, 3, 8), NumaNode(1, 4, 7, 8)),
-        gpus=("0000:3b:00.0", "0000:86:00.0"),
+        gpus=(Gpu("0000:3b:00.0"), Gpu("0000:86:00.0", 1)),
         pinned_cpus="0-31",
         pci_hole64_size=1 << 40,
         hotplug_off=True,

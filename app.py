@@ -29,7 +29,7 @@ from accounts.service import Accounts
 from accounts.tokens import session_key
 from core.config import Config
 from core.errors import CasemateError, Conflict, Forbidden, RateLimited, Unauthenticated, status_of
-from models.base import Database, is_disk_full
+from models.base import Database, disk_trouble
 from verify.service import Verifier
 from vmm.host import Host
 from vmm.service import Vms
@@ -160,9 +160,9 @@ def _told(error: Exception, surface: Surface) -> tuple[int, str]:
         return surface.statuses.get(type(error), status_of(error)), error.message
     if isinstance(error, HTTPException) and error.code is not None:
         return error.code, f"{request.path}: {error.description or error.name}"
-    if is_disk_full(error):
-        logger.error("the disk is full: %s", error)
-        return 503, "the disk of this host is full; nothing was changed"
+    if trouble := disk_trouble(error):
+        logger.error("the disk %s: %s", trouble, error)
+        return 503, f"the disk of this host {trouble}; nothing was changed"
     reference = secrets.token_hex(6)
     logger.error("request failed, reference %s", reference, exc_info=error)
     return 500, f"internal error; the service log has it under {reference}"

@@ -17,6 +17,7 @@ if [ "${1:-}" = dev ]; then
     needed="$needed
 /usr/bin/curl:curl
 /usr/bin/git:git
+/usr/sbin/nginx:nginx-light
 "
 fi
 # Debian 13 has another Python; its venv is in the same package.

@@ -23,17 +23,33 @@ APP_COMPOSE = click.option(
 )  # fmt: skip
 # What a wrapped document says beside the docker-compose text.
 FIELDS = (
-    click.option("--key-provider", type=click.Choice(["none", "kms", "local", "tpm"])),
-    click.option("--public-logs/--no-public-logs", default=None, help="Anyone may read app logs."),
-    click.option("--public-sysinfo/--no-public-sysinfo", default=None),
-    click.option("--public-tcbinfo/--no-public-tcbinfo", default=None),
-    click.option("--secure-time/--no-secure-time", default=None),
-    click.option("--swap", "swap_size", metavar="SIZE", help="Swap in the guest, like 2G."),
-    click.option("--storage-fs", type=click.Choice(["ext4", "zfs"])),
     click.option(
-        "--pre-launch-script", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+        "--key-provider",
+        type=click.Choice(["none", "kms", "local", "tpm"]),
+        help="Who gives the app its keys.",
     ),
-    click.option("--init-script", type=click.Path(exists=True, dir_okay=False, path_type=Path)),
+    click.option("--public-logs/--no-public-logs", default=None, help="Anyone may read app logs."),
+    click.option(
+        "--public-sysinfo/--no-public-sysinfo", default=None, help="Anyone may read the load."
+    ),
+    click.option(
+        "--public-tcbinfo/--no-public-tcbinfo", default=None, help="Anyone may read measurements."
+    ),
+    click.option(
+        "--secure-time/--no-secure-time", default=None, help="Wait for the right time at boot."
+    ),
+    click.option("--swap", "swap_size", metavar="SIZE", help="Swap in the guest, like 2G."),
+    click.option("--storage-fs", type=click.Choice(["ext4", "zfs"]), help="Of the data disk."),
+    click.option(
+        "--pre-launch-script",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file that runs before the app starts.",
+    ),
+    click.option(
+        "--init-script",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file that runs early in the boot.",
+    ),
 )
 _SCRIPTS = ("pre_launch_script", "init_script")
 _FIELD_NAMES = (

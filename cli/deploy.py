@@ -51,22 +51,45 @@ _SETTINGS = (
     variables.ENV,
     variables.ENV_FILE,
     variables.KMS_SIGNER,
-    click.option("--vcpu", type=click.IntRange(min=1)),
+    click.option("--vcpu", type=click.IntRange(min=1), help="Number of processors."),
     click.option("--memory", type=Size("M"), help="MB, or with a unit: 4G."),
     click.option("--disk", type=Size("G"), help="GB; can only grow."),
-    click.option("--image", shell_complete=images),
+    click.option("--image", shell_complete=images, help="Name of a guest image."),
     click.option(
-        "--port", "ports", multiple=True, metavar=FORM, help="Repeatable; the whole list."
+        "--port",
+        "ports",
+        multiple=True,
+        metavar=FORM,
+        help="A host port that leads into the VM; repeatable.",
     ),
     click.option(
         "--user-config",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="A file for the app; not encrypted.",
     ),
-    click.option("--net", "nets", multiple=True, metavar="user|passt|custom|bridge[:NAME]"),
-    click.option("--gpu", "gpus", multiple=True, metavar="SLOT|all", help="Repeatable."),
-    click.option("--kms-url", "kms_urls", multiple=True, help="For the guest; repeatable."),
-    click.option("--gateway-url", "gateway_urls", multiple=True, help="Repeatable."),
+    click.option(
+        "--net",
+        "nets",
+        multiple=True,
+        metavar="user|passt|custom|bridge[:NAME]",
+        help="A network card; repeatable.",
+    ),
+    click.option(
+        "--gpu",
+        "gpus",
+        multiple=True,
+        metavar="SLOT|all",
+        help="A GPU by its PCI slot; repeatable.",
+    ),
+    click.option(
+        "--kms-url", "kms_urls", multiple=True, help="Where the guest finds its KMS; repeatable."
+    ),
+    click.option(
+        "--gateway-url",
+        "gateway_urls",
+        multiple=True,
+        help="Where the guest finds a gateway; repeatable.",
+    ),
 )
 
 
@@ -78,11 +101,11 @@ def settings(command: T) -> T:
 
 
 @click.command()
-@click.option("--name", required=True)
+@click.option("--name", required=True, help="Need not be unique.")
 @settings
 @click.option("--app-id", metavar="HEX", help="Default: from the app-compose document.")
-@click.option("--hugepages", is_flag=True)
-@click.option("--pin-numa", is_flag=True)
+@click.option("--hugepages", is_flag=True, help="Memory in huge pages.")
+@click.option("--pin-numa", is_flag=True, help="On one NUMA node.")
 @click.option("--no-tee", is_flag=True, help="A development VM without any TEE.")
 @click.option("--simulated-tee", metavar="PLATFORM", help="Development only, like dstack-tdx.")
 @click.option("--stopped", is_flag=True, help="Do not start it.")
@@ -119,7 +142,7 @@ def create(name: str, stopped: bool, wait: bool, as_json: bool, **given: Any) ->
 @click.command()
 @click.argument("vm_id", metavar="VM", shell_complete=vms)
 @settings
-@click.option("--no-tee/--tee", default=None)
+@click.option("--no-tee/--tee", default=None, help="Without a TEE, or in one again.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of the new app id.")
 def update(vm_id: str, no_tee: bool | None, as_json: bool, **given: Any) -> None:
     """Change a VM in one call: all of it or nothing.

@@ -14,6 +14,19 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 
+_TROUBLE = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full",
+    errno.EROFS: "can only be read",
+    errno.EIO: "is failing",
+}
+_TROUBLE_OF_SQLITE = (
+    ("disk is full", "is full"),
+    ("readonly database", "can only be read"),
+    ("disk I/O error", "is failing"),
+)
+
+
 class Base(DeclarativeBase):
     """The root of all tables; constraint names are fixed so that migrations can name them."""
 
@@ -69,11 +82,12 @@ class Database:
             yield session
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk or a quota is used up, be it SQLite's or the system's."""
+def disk_trouble(error: BaseException) -> str:
+    """What an error says of the disk, be it SQLite's or the system's: that it `is full`, say; "" if nothing."""
     if isinstance(error, OperationalError):
-        return "disk is full" in str(error.orig)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        said = str(error.orig)
+        return next((trouble for words, trouble in _TROUBLE_OF_SQLITE if words in said), "")
+    return _TROUBLE.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 def change_watch(path: Path) -> Callable[[], bool]:

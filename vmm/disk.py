@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from core import faults
@@ -19,12 +21,10 @@ def create_data_disk(path: Path, size_gb: int, backing: Path | None = None) -> N
     """Makes a sparse qcow2 of `size_gb` GiB by rename; an existing one is kept."""
     if path.exists():
         return
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
     extra = ["-b", os.fspath(backing), "-F", "qcow2"] if backing else []
-    run(["qemu-img", "create", "-q", "-f", "qcow2", *extra, temporary, str(size_gb * GIB)])
-    faults.point("disk.made")
-    os.replace(temporary, path)
+    with _whole(path) as temporary:
+        run(["qemu-img", "create", "-q", "-f", "qcow2", *extra, temporary, str(size_gb * GIB)])
+        faults.point("disk.made")
 
 
 def grow_data_disk(path: Path, size_gb: int) -> None:
@@ -41,11 +41,22 @@ def create_share(path: Path, folder: Path) -> None:
         sum(entry.stat().st_size for entry in files) * 21 // 20 // 1024**2 + len(files) // 64 + 1
     )
     size_kib = max(_SHARE_MIB, need_mib + 1) * 1024
+    with _whole(path) as temporary:
+        run(["mformat", "-C", "-T", str(size_kib * 2), "-v", SHARE_LABEL, "-i", temporary, "::"])
+        if files:
+            run(["mcopy", "-i", temporary, *files, "::"])
+        temporary.chmod(0o600)
+        faults.point("disk.shared")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that is at `path` once it is complete; nothing is left of one that is not."""
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)
-    run(["mformat", "-C", "-T", str(size_kib * 2), "-v", SHARE_LABEL, "-i", temporary, "::"])
-    if files:
-        run(["mcopy", "-i", temporary, *files, "::"])
-    temporary.chmod(0o600)
-    faults.point("disk.shared")
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

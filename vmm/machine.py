@@ -38,6 +38,7 @@ class Plan:
     machine: qemu.Machine
     companions: dict[str, list[str]]  # folder name -> command
     bound: tuple[network.Port, ...]  # host ports, whoever binds them
+    networks: dict[str, Any]  # as launched: each card, and the host ports that the relay takes
     mr_config: str = ""  # the document whose hash is bound, "" for none
     switches: int = 0  # how many of machine.gpus are NVSwitches
 
@@ -93,6 +94,7 @@ def plan(vm: Vm, image: Image, workdir: WorkDir, config: Config, host: Host) -> 
         machine=machine,
         companions=_companions(machine, ports, account),
         bound=ports,
+        networks=_networks(nics, machine, ports),
         mr_config=document if tee else "",
         switches=sum(device.is_switch for device in devices),
     )
@@ -231,6 +233,19 @@ def _cards(
             case _:
                 cards.append(qemu.CustomCard(mac, settings.netdev))
     return tuple(cards)
+
+
+def _networks(
+    nics: Sequence[network.Nic], machine: qemu.Machine, ports: tuple[network.Port, ...]
+) -> dict[str, Any]:
+    relayed = () if any(nic.mode in network.BINDING for nic in nics) else ports
+    return {
+        "networks": [
+            {"mode": nic.mode, "mac": card.mac, "bridge_name": nic.bridge or None}
+            for nic, card in zip(nics, machine.cards, strict=True)
+        ],
+        "relayed": [[p.protocol, p.host_address, p.host_port, p.vm_port] for p in relayed],
+    }
 
 
 def _companions(

@@ -7,15 +7,16 @@ One lock per VM, across processes, is held while it works, and every step may be
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from core import faults, files
@@ -59,6 +60,9 @@ CLEAR_S_PER_GIB = 1.0
 LISTEN_S = 5.0
 STOP_GRACE_S = 3.0
 LOCK_PATIENCE_S = 60.0
+
+# The networks as launched: the row may say by now what the next start is to have.
+NETWORKS = "runtime-networks.json"
 
 _BOOT_FAILED = re.compile(r"casemate: boot failed: (.{1,500})")
 
@@ -135,7 +139,7 @@ class Reconciler:
             action = next_action(vm.wished, vm.observed, lives)
             if action is Action.NONE:
                 if lives:
-                    self._relay(vm, workdir)
+                    self._relay(vm_id, workdir)
                 return
             logger.debug("VM %s: %s", vm_id, action)
             self._do(action, vm, workdir)
@@ -214,12 +218,16 @@ class Reconciler:
             process.wait_unlocked(workdir.path, 2)
             companion.end_all(workdir.path)
             reason = error.message if isinstance(error, CasemateError) else type(error).__name__
-            with self.database.writing() as session:
-                vm = records.get(session, vm_id)
-                vm.observed = Observed.ABSENT
-                vm.boot_error = reason
-                self._event(session, vm_id, "vmm.start_failed", reason)
+            self._observe_failed(vm_id, reason)
             raise
+
+    def _observe_failed(self, vm_id: str, reason: str) -> None:
+        # On a full disk even this may fail; what the start met is then told all the same.
+        with contextlib.suppress(OperationalError), self.database.writing() as session:
+            vm = records.get(session, vm_id)
+            vm.observed = Observed.ABSENT
+            vm.boot_error = reason
+            self._event(session, vm_id, "vmm.start_failed", reason)
 
     def _launch(self, vm_id: str, workdir: WorkDir) -> None:
         with self.database.reading() as session:
@@ -231,15 +239,7 @@ class Reconciler:
         self._check_gpus(vm, made)
         companion.end_all(workdir.path)
         network.check_bindable(made.bound)
-        boot_files.write(workdir, vm, made, self._vm_config(vm, image, made), self.config)
-        self._make_disks(workdir, vm, image, made)
-        rotation.rotate_large(workdir.serial_log, self.config.cvm.log)
-        for name in ("serial", "stderr"):
-            rotation.mark_boot(workdir.log(name))
-        workdir.begin_boot(made.machine.cid)
-        if made.machine.run_as:
-            registry.open_to_all(image)
-            workdir.open_to(made.machine.run_as)
+        self._prepare(workdir, vm, image, made)
         for name, argv in made.companions.items():
             folder = workdir.companion(name, made.machine.run_as)
             companion.start(folder, argv, folder / "sock")
@@ -252,20 +252,26 @@ class Reconciler:
         ):
             why = error_line(workdir) or "no message"
             raise process.StartFailed(f"QEMU ended at once: {why}")
+        self._relay(vm_id, workdir)
         faults.point("start.greeted")
         self._observe_alive(vm_id, started, event="vmm.start")
         faults.point("start.observed")
-        self._relay(vm, workdir)
 
-    def _vm_config(self, vm: Vm, image: registry.Image, made: machine.Plan) -> dict[str, Any]:
-        return machine.vm_config(vm, image, made, self.config, self.host)
-
-    def _make_disks(
-        self, workdir: WorkDir, vm: Vm, image: registry.Image, made: machine.Plan
-    ) -> None:
+    def _prepare(self, workdir: WorkDir, vm: Vm, image: registry.Image, made: machine.Plan) -> None:
+        """Puts into a VM's folder what its QEMU opens, and what is told of this start."""
+        measured = machine.vm_config(vm, image, made, self.config, self.host)
+        boot_files.write(workdir, vm, made, measured, self.config)
         if made.machine.share.mode == "vhd":
             disk.create_share(workdir.shared_image, workdir.shared)
         disk.create_data_disk(workdir.data_disk, vm.disk_gb, image.hda)
+        rotation.rotate_large(workdir.serial_log, self.config.cvm.log)
+        for name in ("serial", "stderr"):
+            rotation.mark_boot(workdir.log(name))
+        workdir.begin_boot(made.machine.cid)
+        workdir.mirror(NETWORKS, made.networks)
+        if made.machine.run_as:
+            registry.open_to_all(image)
+            workdir.open_to(made.machine.run_as)
 
     def _check_gpus(self, vm: Vm, made: machine.Plan) -> None:
         """Conflict naming the VM that holds one of the GPUs: QEMU's own words would name a file."""
@@ -281,22 +287,18 @@ class Reconciler:
                 if f"vfio-pci,host={gpu.slot}," in command:
                     raise Conflict(f"gpus: {gpu.slot} is in use by VM {other}; stop that VM first")
 
-    def _relay(self, vm: Vm, workdir: WorkDir) -> None:
-        """Makes host ports of a VM with no other card than bridges lead to its leased address."""
-        settings = self.config.cvm.networking
-        nics = network.check_nics(
-            vm.options.get("networking"), vm.options.get("networks") or [], settings
-        )
-        if not vm.ports or any(nic.mode in network.BINDING for nic in nics):
-            return
-        macs = [
-            network.mac_address(vm.id, index, settings.mac_prefix)
-            for index, nic in enumerate(nics)
-            if nic.mode == "bridge"
-        ]
-        with self.database.reading() as session:
-            target = records.leased_address(session, vm.id, macs)
-        companion.relay(workdir.path, [records.port_of(lease) for lease in vm.ports], target)
+    def _relay(self, vm_id: str, workdir: WorkDir) -> None:
+        """Makes the relayed host ports of a VM, as it was started, lead to its leased address."""
+        try:
+            launched = json.loads((workdir.path / NETWORKS).read_bytes())
+            ports = [network.Port(*each) for each in launched["relayed"]]
+            macs = [each["mac"] for each in launched["networks"] if each["mode"] == "bridge"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # started by a release that had no relay
+        if ports:
+            with self.database.reading() as session:
+                target = records.leased_address(session, vm_id, macs)
+            companion.relay(workdir.path, ports, target)
 
     def _bootable_image(self, vm: Vm) -> registry.Image:
         machine.platform(vm, self.host)

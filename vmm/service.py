@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, func, or_, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import undefer
 
 from attest import compose
@@ -407,7 +408,12 @@ class Vms:
     def _forget(self, vm_id: str) -> None:
         """Takes back a VM whose creation failed; what cannot be done now is left to the sweep."""
         try:
-            self._wish(vm_id, Wished.REMOVED)
+            try:
+                self._wish(vm_id, Wished.REMOVED)
+            except OperationalError:
+                # The disk is full: what was made of the VM gives the room that this word needs.
+                self.reconciler.workdir(vm_id).remove()
+                self._wish(vm_id, Wished.REMOVED)
             self.reconciler.one(vm_id)
         except (Unavailable, NotFound):
             return

@@ -49,7 +49,9 @@ class Person:
             except StaleElementReferenceException:
                 return None  # the page renewed itself meanwhile
 
-        found = until(look, seconds=seconds, what=f"{selector} with {text!r} in {self.text()[:3000]!r}")
+        found = until(
+            look, seconds=seconds, what=f"{selector} with {text!r} in {self.text()[:3000]!r}"
+        )
         assert found is not None
         return found
 

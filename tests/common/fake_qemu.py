@@ -64,11 +64,11 @@ def serve(path, speak, fake):
     listener.bind(path)
     listener.listen()
     while True:  # one client at a time, as QEMU does it
-        with listener.accept()[0] as client, client.makefile("rw", errors="replace") as stream:
-            try:
+        try:
+            with listener.accept()[0] as client, client.makefile("rw", errors="replace") as stream:
                 speak(stream, fake)
-            except OSError:
-                pass  # the client left
+        except OSError:
+            pass  # the client left
 
 
 def send(stream, message):

@@ -29,7 +29,7 @@ SCRIPT = r"""
 count=$(( $(cat /dstack/persistent/count 2>/dev/null || echo 0) + 1 ))
 echo $count >/dstack/persistent/count
 key=$(python3 -c '
-import hashlib, http.client, json, socket
+import hashlib, http.client, json, os, socket
 class Agent(http.client.HTTPConnection):
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
@@ -39,10 +39,11 @@ def ask(method):
     agent.request("POST", "/" + method, "{}")
     return json.loads(agent.getresponse().read())
 chain = ask("GetTlsKey")["certificate_chain"]
-print(hashlib.sha256(ask("GetKey")["key"].encode()).hexdigest(), len(chain))
+disk = os.statvfs("/data")
+key = hashlib.sha256(ask("GetKey")["key"].encode()).hexdigest()
+print(key, len(chain), disk.f_blocks * disk.f_frsize)
 ')
-size=$(df -k /data | awk 'NR==2 {print $2}')
-echo "found: boot $count secret <$SECRET> dropped <$DROPPED> key $key size $size" >/dev/console
+echo "found: boot $count secret <$SECRET> dropped <$DROPPED> key $key" >/dev/console
 sync
 """
 
@@ -60,7 +61,7 @@ class Deployed:
     def found(self) -> re.Match[str]:
         """What the app said last."""
         said = re.findall(r"found: .*", self.service.serial(self.vm_id))
-        form = r"found: boot (\d+) secret <(.*)> dropped <(.*)> key (\w+) (\d) size (\d+)"
+        form = r"found: boot (\d+) secret <(.*)> dropped <(.*)> key (\w+) (\d) (\d+)"
         match = re.search(form, said[-1])
         assert match, said
         return match
@@ -82,9 +83,7 @@ def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
 
 @pytest.fixture(scope="module")
 def kms(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    running = RunningKms(
-        tmp_path_factory.mktemp("kms"), core="enforce_self_authorization = false"
-    )
+    running = RunningKms(tmp_path_factory.mktemp("kms"), core="enforce_self_authorization = false")
     running.trust(service.data_dir / "tee")
     running.start()
     yield running
@@ -163,7 +162,7 @@ def test_a_disk_made_larger_is_larger_inside_and_keeps_what_it_holds(vm: Deploye
     after = vm.boot()
 
     assert after[1] == "3"
-    assert int(after[6]) - int(before[6]) > 900 * 1024
+    assert int(after[6]) - int(before[6]) > 900 * 1024**2
 
 
 def test_an_app_is_refused_when_its_compose_hash_leaves_the_policy(vm: Deployed) -> None:

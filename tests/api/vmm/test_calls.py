@@ -152,9 +152,14 @@ def test_a_port_of_another_program_is_refused_and_nothing_is_made(
 
 
 def test_more_than_the_host_has_is_refused(client: FlaskClient) -> None:
-    text = refused(client, "/prpc/CreateVm", 400, **rows.request(vcpu=21))
+    assert refused(client, "/prpc/CreateVm", 400, **rows.request(vcpu=21)).startswith(
+        "vcpu: must be at most 20"
+    )
+    create(client, vcpu=20)
 
-    assert text.startswith("vcpu: this host allows 20 in all running VMs, 0 are in use")
+    text = refused(client, "/prpc/CreateVm", 400, **rows.request())
+
+    assert text.startswith("vcpu: this host allows 20 in all running VMs, 20 are in use")
 
 
 def test_a_qemu_that_does_not_start_is_told_in_its_words(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attest import eventlog
-from attest.errors import Malformed
+from attest.errors import Malformed, Mismatch, VerificationError
 from attest.eventlog import ACPI_MARKER, RUNTIME_EVENT_TYPE, Event, runtime_event
 
 Read = Callable[[str], bytes]
@@ -237,14 +237,14 @@ def test_what_is_no_list_of_entries_is_refused(text: str) -> None:
     ],
 )
 def test_a_bad_field_is_refused_and_named(changed: dict[str, object], named: str) -> None:
-    with pytest.raises(Malformed, match=named):
+    with pytest.raises(VerificationError, match=named):
         eventlog.from_json(json.dumps([entry(), entry(**changed)]))
 
 
 def test_a_preimage_with_other_spacing_is_not_canonical() -> None:
     spaced = b'{"name": "name", "payload": "00ff", "type": 134217729}'
 
-    with pytest.raises(Malformed, match="canonical"):
+    with pytest.raises(Mismatch, match="canonical"):
         eventlog.from_json(json.dumps([entry(version=2, preimage=spaced.hex())]))
 
 

@@ -164,7 +164,7 @@ def test_a_pod_binds_its_payload_by_the_report_data() -> None:
     ],
 )
 def test_what_breaks_a_rule_is_refused_and_named(raw: bytes, why: str) -> None:
-    with pytest.raises(Malformed, match=why):
+    with pytest.raises(VerificationError, match=why):
         packed.decode(raw)
 
 

@@ -199,15 +199,22 @@ def test_a_quote_without_certificates_is_refused(simulated: Any) -> None:
         ours(simulated, bytes(raw))
 
 
-@pytest.mark.parametrize("attributes", ["0100001000000000", "8000001000000000"])
-def test_a_correctly_signed_quote_of_a_debug_td_is_refused(
-    simulated: Any, monkeypatch: pytest.MonkeyPatch, attributes: str
-) -> None:
-    monkeypatch.setattr(tdx, "TD_ATTRIBUTES", bytes.fromhex(attributes))
-    raw = simulated.platform.quote(bytes(64), mrtd=SIMULATED_MRTD, rtmrs=[bytes(48)] * 4)
+@pytest.mark.parametrize("tud", range(1, 256))
+def test_a_correctly_signed_quote_of_a_debug_td_is_refused(simulated: Any, tud: int) -> None:
+    attributes = bytes([tud]) + tdx.TD_ATTRIBUTES[1:]
+    rtmrs = [bytes(48)] * 4
+    raw = simulated.platform.quote(
+        bytes(64), mrtd=SIMULATED_MRTD, rtmrs=rtmrs, td_attributes=attributes
+    )
 
     with pytest.raises(Refused, match="debug mode"):
         ours(simulated, raw)
+
+
+def test_a_signed_version_5_quote_is_genuine(simulated: Any) -> None:
+    raw = simulated.platform.quote(bytes(64), mrtd=SIMULATED_MRTD, rtmrs=[bytes(48)] * 4, version=5)
+
+    assert ours(simulated, raw).quote.version == 5
 
 
 def test_a_root_whose_name_does_not_say_simulated_is_called_custom(

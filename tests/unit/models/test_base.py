@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from models.base import Database, change_watch, is_disk_full
+from models.base import Database, change_watch, disk_trouble
 from models.port import PortLease
 from models.vm import Vm, VmEvent
 from tests.common import rows
@@ -241,7 +241,9 @@ def test_a_full_disk_is_known_by_either_name(tmp_path: Path) -> None:
         session.exec_driver_sql("PRAGMA max_page_count=2")
         session.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
 
-    assert is_disk_full(full.value)
-    assert is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
-    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
-    assert not is_disk_full(ValueError("disk is full"))
+    assert disk_trouble(full.value) == "is full"
+    assert disk_trouble(OSError(errno.ENOSPC, "No space left on device")) == "is full"
+    assert disk_trouble(OSError(errno.EROFS, "Read-only file system")) == "can only be read"
+    assert disk_trouble(OSError(errno.EIO, "Input/output error")) == "is failing"
+    assert disk_trouble(OSError(errno.EACCES, "Permission denied")) == ""
+    assert disk_trouble(ValueError("disk is full")) == ""

@@ -14,7 +14,7 @@ from image.registry import Image
 from models.port import PortLease
 from models.vm import Vm
 from tests.common import rows
-from vmm import boot_files, disk
+from vmm import boot_files, disk, machine
 from vmm.host import Host
 from vmm.workdir import WorkDir
 
@@ -27,7 +27,9 @@ def workdir(data_dir: Path) -> WorkDir:
 
 
 def write(workdir: WorkDir, vm: Vm, image: Image, config: Config, host: Host) -> dict[str, bytes]:
-    boot_files.write(workdir, vm, image, config, host)
+    made = machine.plan(vm, image, workdir, config, host)
+    measured = machine.vm_config(vm, image, made, config, host)
+    boot_files.write(workdir, vm, made, measured, config)
     return {path.name: path.read_bytes() for path in workdir.shared.iterdir()}
 
 

@@ -692,12 +692,12 @@ def test_a_qemu_that_falls_silent_is_noticed_and_one_that_speaks_again_is_too(
 
     found = process.find(folder(vms, vm_id))
     assert found is not None
-    monkeypatch.setattr(reconcile, "LISTEN_S", 0.3)
-
     os.kill(found.pid, signal.SIGSTOP)  # as a QEMU that hangs
     until(lambda: psutil.Process(found.pid).status() == psutil.STATUS_STOPPED)
-    assert not vms.reconciler.listen(vm_id)
-    assert not vms.reconciler.listen(vm_id)
+    with monkeypatch.context() as hurry:
+        hurry.setattr(reconcile, "LISTEN_S", 0.3)
+        assert not vms.reconciler.listen(vm_id)
+        assert not vms.reconciler.listen(vm_id)
 
     vm = row(vms, vm_id)
     assert vm.silent_ms is not None

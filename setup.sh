@@ -48,9 +48,10 @@ lock=requirements.lock
 [ "${1:-}" = dev ] && lock=requirements-dev.lock
 [ -x .venv/bin/python ] || /usr/bin/python3 -m venv .venv
 mark=.venv/installed-$lock
-if ! cmp -s "$lock" "$mark"; then
+# setup.cfg too: it names the packages that the installation shows to Python.
+if ! cat "$lock" setup.cfg | cmp -s - "$mark"; then
     echo "installing the Python packages of $lock"
     .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
     .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
-    cp "$lock" "$mark"
+    cat "$lock" setup.cfg >"$mark"
 fi

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ MAX_CACHED = 64
 # AMD's certificates and Intel's revocation lists outlive this; a wrong answer should not.
 KDS_LIFETIME_S = 24 * 3600.0
 
+_ADDRESS = re.compile(r"https?://[^\s)]+")
 _FAMILY_19, _FAMILY_1A = 0x19, 0x1A
 
 
@@ -122,7 +124,8 @@ def _ask_pccs(url: str, asked: Claim | Report) -> Fetched:
     try:
         text = asyncio.run(_collateral(url, asked.raw)).to_json()
     except (RuntimeError, ValueError, TimeoutError) as error:
-        why = " ".join(str(error).split()) or "no answer in time"
+        # Reasons are shown to strangers, whom the address does not concern.
+        why = _ADDRESS.sub("its address", " ".join(str(error).split())) or "no answer in time"
         raise NotGenuine(f"collateral: the PCCS does not give it: {why}") from None
     return Fetched(text, next_update(text))
 
@@ -181,7 +184,6 @@ def _get(url: str) -> bytes:
     """One answer of at most MAX_COLLATERAL_CHARS; NotGenuine when there is none."""
     import requests
 
-    # The reason may be shown to strangers, and the address names the processor.
     try:
         with requests.get(url, timeout=TIMEOUT_S, allow_redirects=False, stream=True) as answer:
             content: bytes = answer.raw.read(MAX_COLLATERAL_CHARS, decode_content=True)

@@ -22,6 +22,9 @@ MAX_INIT_SCRIPTS = 5
 _T = TypeVar("_T")
 _SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)B?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_PINNED = re.compile(r"@sha256:[0-9a-f]{64}\Z")
+# The value of `image:` in block or flow style, quoted or not; `${NAME}` is part of it.
+_IMAGE = re.compile(r"""(?:^|[\s{,"'])image["']?[ \t]*:[ \t]*["']?((?:\$\{[^}\n]{0,255}\}|[^\s"',{}#])+)""")
 
 
 def compose_hash(raw: bytes) -> bytes:
@@ -58,6 +61,7 @@ class AppCompose:
     swap_size: int = 0
     secure_time: bool = False
     launch_token_hash: str = ""
+    require_digest: bool = False
     requirements: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @classmethod
@@ -89,7 +93,8 @@ class AppCompose:
             storage_fs=_read(given, "storage_fs", _text, ""),
             swap_size=_read(given, "swap_size", _size, 0),
             secure_time=_read(given, "secure_time", _flag, False),
-            launch_token_hash=_launch_token_hash(given, requirements),
+            launch_token_hash=_required(given, requirements, "launch_token_hash", _text, ""),
+            require_digest=_required(given, requirements, "require_digest", _flag, False),
             requirements=requirements,
         )
 
@@ -221,6 +226,28 @@ def _gateway_enabled(given: Mapping[str, object]) -> bool:
     return named or older or "tproxy-net" in features
 
 
-def _launch_token_hash(given: Mapping[str, object], requirements: Mapping[str, object]) -> str:
-    required = _read(requirements, "launch_token_hash", _text, "")
-    return required or _read(given, "launch_token_hash", _text, "")
+def _required(
+    given: Mapping[str, object],
+    requirements: Mapping[str, object],
+    key: str,
+    check: Callable[[Any], _T],
+    absent: _T,
+) -> _T:
+    return _read(requirements, key, check, absent) or _read(given, key, check, absent)
+
+
+def is_pinned(image: str) -> bool:
+    """Whether nobody but the maker of the OS image can change what a container image's name stands for.
+
+    Names below `localhost/` are never fetched: such an image lies in the root file system.
+    """
+    return image.startswith("localhost/") or _PINNED.search(image) is not None
+
+
+def mutable_images(docker_compose: str) -> tuple[str, ...]:
+    """The images of a docker-compose text that a registry may replace, once each, in order.
+
+    Found without parsing YAML, whose aliases can make a small text large: good enough for a warning.
+    """
+    found = dict.fromkeys(_IMAGE.findall(docker_compose))
+    return tuple(image for image in found if not is_pinned(image))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from attest import packed, scale
 from attest.cursor import Cursor
 from attest.errors import Malformed
-from attest.eventlog import REGISTER_SIZE, RUNTIME_IMR, Event, runtime_event
+from attest.eventlog import MAX_EVENTS, REGISTER_SIZE, RUNTIME_IMR, Event, runtime_event
 from attest.evidence import REPORT_DATA_SIZE, Attestation, SnpEvidence, TdxEvidence
 
 __all__ = ["Attestation", "SnpEvidence", "TdxEvidence", "decode", "encode"]
@@ -79,7 +79,7 @@ def _event_to_scale(event: Event) -> bytes:
 def _from_scale(cursor: Cursor) -> Attestation:
     cursor.take(len(_SCALE))
     platform = _platform_from_scale(cursor)
-    runtime = tuple(_runtime_from_scale(cursor) for _ in range(scale.read_compact(cursor)))
+    runtime = tuple(_runtime_from_scale(cursor) for _ in range(_count(cursor)))
     report_data = cursor.take(REPORT_DATA_SIZE)
     config = scale.read_text(cursor)
     if cursor.left:
@@ -94,11 +94,18 @@ def _platform_from_scale(cursor: Cursor) -> TdxEvidence | SnpEvidence:
     if kind not in (_TDX, _SEV_SNP):
         raise Malformed(f"attestation: platform {kind} is unknown")
     evidence = scale.read_octets(cursor)
-    count = scale.read_compact(cursor)
+    count = _count(cursor)
     if kind == _TDX:
         return TdxEvidence(evidence, tuple(_event_from_scale(cursor) for _ in range(count)))
     certificates = tuple(scale.read_octets(cursor) for _ in range(count))
     return SnpEvidence(evidence, certificates, scale.read_text(cursor))
+
+
+def _count(cursor: Cursor) -> int:
+    count = scale.read_compact(cursor)
+    if count > MAX_EVENTS:
+        raise Malformed(f"attestation: a list of more than {MAX_EVENTS}")
+    return count
 
 
 def _event_from_scale(cursor: Cursor) -> Event:

@@ -19,6 +19,8 @@ RUNTIME_IMR = 3
 REGISTER_SIZE = 48
 # attestation.md section 6: no verifier reads a request above 10 MiB.
 MAX_JSON_CHARS = 10 * 1024 * 1024
+# A log as long as that costs a verifier half a second and some 20 MB; a longer one is no VM's.
+MAX_EVENTS = 20_000
 # UEFI EV_PLATFORM_CONFIG_FLAGS; OVMF logs the ACPI blobs with this type and marker.
 ACPI_EVENT_TYPE = 10
 ACPI_MARKER = b"ACPI DATA"
@@ -173,6 +175,9 @@ def from_json(text: str) -> tuple[Event, ...]:
     """
     if len(text) > MAX_JSON_CHARS:
         raise Malformed("event log: larger than 10 MiB")
+    # Counted before it is read in: ten megabytes of `{},` are a hundred megabytes of objects.
+    if text.count("{") > MAX_EVENTS or text.count(",") > 8 * MAX_EVENTS:
+        raise Malformed(f"event log: more than {MAX_EVENTS} entries")
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):

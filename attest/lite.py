@@ -158,10 +158,12 @@ def read_map(raw: bytes, what: str) -> dict[object, object]:
     if len(raw) > MAX_SIZE:
         raise Malformed(f"{what}: larger than 64 KiB")
     try:
-        value = cbor2.loads(raw)
-    except (ValueError, RecursionError, EOFError, TypeError, OverflowError):
-        value = None
-    if not isinstance(value, dict):
+        value = cbor2.loads(raw, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False)
+        # The library reads the first item and leaves what follows it unread.
+        is_whole = cbor2.dumps(value) == raw
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError):
+        value, is_whole = None, False
+    if not is_whole or not isinstance(value, dict):
         raise Malformed(f"{what}: not one CBOR map")
     return value
 

@@ -12,6 +12,9 @@ from cryptography import x509
 from attest import der
 from attest.errors import Malformed
 
+# Real chains have about 4 KiB.
+MAX_CHAIN = 64 * 1024
+
 SGX_EXTENSIONS = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
 
 _PPID = der.oid("1.2.840.113741.1.13.1.1")
@@ -30,6 +33,8 @@ class Platform:
 
 def certificates(chain_pem: bytes) -> list[x509.Certificate]:
     """The certificates of a quote's chain, leaf first; Malformed when there are none or one is broken."""
+    if len(chain_pem) > MAX_CHAIN:
+        raise Malformed("quote: its PCK certificate chain is larger than 64 KiB")
     try:
         # Intel's quoting enclave ends the text with a NUL.
         return x509.load_pem_x509_certificates(chain_pem.rstrip(b"\0"))

@@ -35,13 +35,10 @@ def serve(config_file: Path | None, parent: int | None) -> None:
 @AS_JSON
 def doctor(config_file: Path | None, as_json: bool) -> None:
     """Say what this host can and cannot do, and what to do about it; 1 when it cannot run VMs."""
-    from cli.serve import prepare_data_dir
     from core import config
     from vmm.doctor import examine
 
-    loaded = config.load(config_file)
-    prepare_data_dir(loaded.data_dir, passable=bool(loaded.cvm.user))
-    findings = examine(loaded)
+    findings = examine(config.load(config_file))
     if as_json:
         print_json([asdict(each) for each in findings])
     else:

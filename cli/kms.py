@@ -145,9 +145,9 @@ def _deny(document: Document, given: dict[str, Any]) -> None:
     if "device" in given:
         gone.append(drop(entry.get("devices", []), given["device"]))
     if "any-device" in given:
-        gone.append(entry.pop("allowAnyDevice", False))
+        gone.append(bool(entry.pop("allowAnyDevice", False)))
     if app and not {"compose", "device", "any-device"} & set(given):
         names = [name for name in document["apps"] if normal(name) == normal(given["app"])]
-        gone.append([document["apps"].pop(name) for name in names])
+        gone.append(bool([document["apps"].pop(name) for name in names]))
     if not all(gone):
         raise NotFound("the policy file has no such entry")

@@ -16,7 +16,7 @@ MIB = 1024**2
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option("--cpu", type=click.IntRange(1, 512), default=1, show_default=True)
+@click.option("--cpu", type=click.IntRange(1, 512), default=1, show_default=True, help="Number.")
 @click.option("--memory", type=click.IntRange(64), default=2048, show_default=True, help="MiB.")
 @click.option(
     "--event-log",

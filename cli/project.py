@@ -23,7 +23,7 @@ def project() -> None:
 
 @project.command()
 @click.argument("name")
-@click.option("--owner", default="admin", show_default=True)
+@click.option("--owner", default="admin", show_default=True, help="A user, its first member.")
 @CONFIG
 def create(name: str, owner: str, config_file: Path | None) -> None:
     """Make a project; its owner is its first admin."""
@@ -58,7 +58,12 @@ def members(name: str, as_json: bool, config_file: Path | None) -> None:
 @project.command()
 @click.argument("name")
 @click.argument("user")
-@click.option("--role", type=click.Choice(["admin", "manager", "user"]), default="user")
+@click.option(
+    "--role",
+    type=click.Choice(["admin", "manager", "user"]),
+    default="user",
+    help="In the project.",
+)
 @CONFIG
 def grant(name: str, user: str, role: str, config_file: Path | None) -> None:
     """Give USER a role in project NAME, instead of the one they had."""

@@ -142,6 +142,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
             "graceful_timeout": 3,
             "timeout": 120,
             "umask": 0o007,
+            # Who comes over the Unix socket may say that the client spoke TLS; over TCP only whom this names.
+            "forwarded_allow_ips": os.environ.get("FORWARDED_ALLOW_IPS", ""),
             "proc_name": "casemate",
             "logger_class": StructuredLogger,
             "control_socket_disable": True,

@@ -23,9 +23,10 @@ import requests
 from rich.console import Console
 from rich.markup import escape
 
+from cli import kms_up
 from cli.client import Client
 from cli.terminal import plain
-from core import proc
+from core import config, proc
 from core.errors import Unavailable
 from core.files import write_atomic
 
@@ -39,12 +40,14 @@ _CONFIG = """\
 # Written by `casemate up` the first time; yours to edit (docs/configuration.md has every key).
 address = "{address}"
 data_dir = "{data_dir}"
+kms_url = "https://127.0.0.1:{kms_port}"  # the KMS of {data_dir}/kms.toml
 
 [auth]
 enabled = true  # the token is in {data_dir}/admin-token
 
 [cvm]
 simulate = {simulate}  # {why}
+kms_urls = ["https://10.0.2.2:{kms_port}"]  # the same KMS as a VM with user networking sees it
 
 [cvm.port_mapping]
 enabled = true
@@ -69,7 +72,10 @@ def up(once: bool) -> None:
     config_file = prepare(data_dir, address)
     image = build_image(data_dir)
     service = Service.start(config_file, data_dir, address)
+    kms = kms_up.KeptKms(data_dir, say)
     try:
+        if (data_dir / kms_up.CONFIG).exists():
+            kms.start(config.load(config_file).kms_url)
         sample = Sample.deployed(service, data_dir, image)
         sample.wait_until_booted()
         report(service, sample, sample.prove(), time.monotonic() - started)
@@ -81,11 +87,12 @@ def up(once: bool) -> None:
     except KeyboardInterrupt:
         console.print()
     finally:
+        kms.stop()
         service.stop()
     if not once:
         console.print(
-            "The service has ended; its VMs run on. Start it again with [b]make run[/b]; to end a VM, call "
-            "StopVm or RemoveVm while it runs (README.md shows how)."
+            "The service has ended; its VMs run on. Start it again with [b]make run[/b]; while it runs, "
+            "[b]casemate vm stop[/b] and [b]casemate vm remove[/b] end a VM."
         )
 
 
@@ -102,7 +109,6 @@ def say(text: str) -> None:
 def prepare(data_dir: Path, address: str) -> Path:
     """Makes the data directory and, once, its configuration file; returns the file."""
     from cli.serve import prepare_data_dir
-    from core import config
     from vmm.host import tee_platform
 
     prepare_data_dir(data_dir)
@@ -111,9 +117,15 @@ def prepare(data_dir: Path, address: str) -> Path:
         tee = tee_platform("auto")
         why = f"this host has {tee}" if tee else "this host has no TDX or SEV-SNP"
         form = _CONFIG if tee else _CONFIG + _SIMULATED
+        kms_port = free_port()
         text = form.format(
-            address=address, data_dir=data_dir, simulate=str(not tee).lower(), why=why
+            address=address,
+            data_dir=data_dir,
+            simulate=str(not tee).lower(),
+            why=why,
+            kms_port=kms_port,
         )
+        kms_up.write_config(data_dir, kms_port, simulated=not tee)
         write_atomic(path, text)
     config.load(path)
     say(f"configuration: {path}")
@@ -219,7 +231,7 @@ class Sample:
             say(f"sample app: VM {known['vm_id']} of an earlier run")
         else:
             ports = known.get("ports") or [free_port(), free_port()]
-            compose = json.dumps(sample_compose())
+            compose = json.dumps(sample_compose(kms_enabled=kms_up.allows_all(data_dir)))
             made = service.client.call(
                 "prpc/CreateVm",
                 name=SAMPLE,
@@ -287,8 +299,8 @@ class Sample:
         (self.data_dir / "sample.json").unlink(missing_ok=True)
 
 
-def sample_compose() -> dict[str, Any]:
-    """The app-compose of the sample app."""
+def sample_compose(*, kms_enabled: bool = False) -> dict[str, Any]:
+    """The app-compose of the sample app; with keys of a KMS its disk and keys outlast a restart."""
     from image import hello
 
     return {
@@ -296,7 +308,7 @@ def sample_compose() -> dict[str, Any]:
         "name": SAMPLE,
         "runner": "docker-compose",
         "docker_compose_file": hello.compose_text(),
-        "kms_enabled": False,
+        "kms_enabled": kms_enabled,
         "public_logs": True,
         "public_sysinfo": True,
         "public_tcbinfo": True,

@@ -23,7 +23,7 @@ def user() -> None:
 @user.command()
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="An operator, who sees every VM.")
-@click.option("--email")
+@click.option("--email", help="For people to know; nothing is sent.")
 @CONFIG
 def add(name: str, admin: bool, email: str | None, config_file: Path | None) -> None:
     """Make a user and a project of the same name."""
@@ -58,8 +58,8 @@ def show(as_json: bool, config_file: Path | None) -> None:
 
 @user.command()
 @click.argument("name")
-@click.option("--role", type=ROLE)
-@click.option("--email")
+@click.option("--role", type=ROLE, help="admin: an operator.")
+@click.option("--email", help="For people to know; nothing is sent.")
 @click.option("--active/--inactive", default=None, help="An inactive user is refused at once.")
 @CONFIG
 def update(

@@ -160,7 +160,14 @@ def _told(client: Client, given: str, verb: str, as_json: bool) -> str:
 
 @vm.command()
 @VM
-@click.option("-n", "--lines", default=100, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "-n",
+    "--lines",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="From the end.",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option(
     "--channel", type=click.Choice(["serial", "stdout", "stderr"]), default="serial",

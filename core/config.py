@@ -23,9 +23,9 @@ from core.errors import Invalid
 
 logger = logging.getLogger(__name__)
 
-# A Unix socket's path may have 107 bytes; the longest of ours is <run_path>/<36-byte id>/passt7/sock.
+# A Unix socket's path may have 107 bytes; the longest of ours is <run_path>/<36-byte id>/passt7/run/sock.
 _SOCKET_PATH_MAX = 107
-_LONGEST_IN_RUN_PATH = len("/") + 36 + len("/passt7/sock")
+_LONGEST_IN_RUN_PATH = len("/") + 36 + len("/passt7/run/sock")
 # The number above the last one means any of them.
 _CID_MAX = 2**32 - 2
 

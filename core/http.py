@@ -85,6 +85,8 @@ def _exchange(url: str, body: bytes, deadline: float, check: bool) -> tuple[int,
             raise Upstream(f"{parts.netloc} answered with more than {ANSWER_LIMIT} bytes")
         if answer.length:
             raise http.client.IncompleteRead(content, answer.length)
+        if time.monotonic() >= deadline:  # cut off, which looks like an end
+            raise TimeoutError
         return answer.status, content
     finally:
         timer.cancel()

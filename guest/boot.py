@@ -11,12 +11,13 @@ import logging
 import os
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attest import compose
 from core import files
 from core.errors import CasemateError, Invalid
 from core.kdf import pkcs8_pem
@@ -196,7 +197,7 @@ class Boot:
         try:
             sealed = files.read_capped(HOST_SHARED / ".encrypted-env", MAX_ENCRYPTED_ENV)
         except FileNotFoundError:
-            return {}
+            sealed = b""
         return open_environment(sealed, app_keys, app, HOST_SHARED)
 
     def _data_disk(self, key: bytes, *, is_lasting: bool) -> None:
@@ -220,6 +221,8 @@ class Boot:
             run_script("main", app.compose.bash_script, variables)
         else:
             self._progress.reached("starting containers")
+            if app.compose.require_digest:
+                check_images(variables)
             compose_up(variables)
         self._progress.reached("done")
 
@@ -237,6 +240,8 @@ def check(app: App) -> None:
     """Refuses (Invalid) what this image cannot do, before anything is measured or made."""
     if app.compose.runner not in ("docker-compose", "bash"):
         raise Invalid(f"runner {app.compose.runner} is not known; docker-compose and bash are")
+    if app.compose.require_digest and app.compose.runner == "bash":
+        raise Invalid("require_digest cannot be kept with runner bash, which may fetch anything")
     if app.compose.key_provider not in ("none", "kms"):
         raise Invalid(
             f"key_provider {app.compose.key_provider} is not available in this image; kms is, and none, "
@@ -247,27 +252,46 @@ def check(app: App) -> None:
 
 def compose_up(variables: Mapping[str, str]) -> None:
     """Starts the app's containers; CommandFailed with compose's last words when it cannot."""
+    up = ["--ansi", "never", "--progress", "quiet", "up", "--detach", "--remove-orphans"]
+    _compose(up, variables)
+
+
+def check_images(variables: Mapping[str, str]) -> None:
+    """Refuses (Invalid) an image that a registry could replace: all must be named by digest.
+
+    Compose is asked, so that what is checked is what it starts.
+    """
+    named = _compose(["config", "--images"], variables).decode().split()
+    if mutable := [image for image in named if not compose.is_pinned(image)]:
+        raise Invalid(
+            f"require_digest is set, but {', '.join(mutable)} can change: name it as image@sha256:..."
+        )
+
+
+def _compose(arguments: Sequence[str], variables: Mapping[str, str]) -> bytes:
     compose_file = str(WORK / "docker-compose.yaml")
-    run(
-        ["docker-compose", "--project-directory", str(WORK), "--file", compose_file]
-        + ["--ansi", "never", "--progress", "quiet", "up", "--detach", "--remove-orphans"],
+    done = run(
+        ["docker-compose", "--project-directory", str(WORK), "--file", compose_file, *arguments],
         env={**_PROGRAM_ENV, **variables},
         cwd=WORK,
         timeout_s=COMPOSE_TIMEOUT_S,
     )
+    return done.stdout
 
 
 def open_environment(sealed: bytes, app_keys: AppKeys, app: App, folder: Path) -> Mapping[str, str]:
     """The app's variables out of the encrypted environment, also written to `folder`; Invalid when it
-    does not open or nobody gave a key for it."""
+    does not open, nobody gave a key for it, or the launch token that the app wants is not in it."""
     from guest import env
 
     if not sealed:
+        env.check_launch_token({}, app.compose.launch_token_hash)
         return {}
     if not app_keys.env_crypt_key:
         raise Invalid("an encrypted environment needs a key provider that gives a key for it")
     plaintext = env.decrypt(app_keys.env_crypt_key, sealed)
     variables = env.variables(plaintext, app.compose.allowed_envs)
+    env.check_launch_token(variables, app.compose.launch_token_hash)
     files.write_atomic(folder / ".decrypted-env", env.to_shell(variables))
     files.write_atomic(folder / ".decrypted-env.json", json.dumps(variables))
     return variables

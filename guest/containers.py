@@ -8,8 +8,10 @@ ContainerLogs with its 8-byte frame header, ContainerStop); guest-agent.md secti
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
+import select
 import socket
 import struct
 import time
@@ -30,8 +32,6 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # guest-agent.md section 7: larger plain numbers are absolute Unix seconds, smaller ones seconds ago.
 _ABSOLUTE_FROM = 10**9
 _CHANNELS = {1: "stdout", 2: "stderr"}
-# CSI and OSC sequences, then the two-byte ones (ECMA-48).
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ class Engine:
         """Asks a container to end, and kills it after `grace_s`."""
         self._ask("POST", f"/containers/{container_id}/stop?t={grace_s}", timeout_s=grace_s + 2)
 
-    def logs(self, name: str, query: LogQuery) -> Iterator[Frame]:
-        """The frames of a container's log, as they come when it is followed.
+    def logs(
+        self, name: str, query: LogQuery, reader: socket.socket | None = None
+    ) -> Iterator[Frame]:
+        """The frames of a container's log, as they come when it is followed, until `reader` has left.
 
         Raises NotFound for an unknown container and Upstream when the engine does not answer.
         """
@@ -104,18 +106,22 @@ class Engine:
             "timestamps": int(query.timestamps),
         }
         path = f"/containers/{name}/logs?{urllib.parse.urlencode(parameters)}"
-        answer = self._open("GET", path, FOLLOW_IDLE_S if query.follow else TIMEOUT_S * 10)
+        answer = self._open("GET", path, FOLLOW_IDLE_S if query.follow else TIMEOUT_S * 10, reader)
         return _raw_frames(answer) if is_tty else _multiplexed_frames(answer)
 
     def _ask(self, method: str, path: str, timeout_s: float = TIMEOUT_S) -> bytes:
         with self._open(method, path, timeout_s) as answer:
             return answer.read()
 
-    def _open(self, method: str, path: str, timeout_s: float) -> http.client.HTTPResponse:
+    def _open(
+        self, method: str, path: str, timeout_s: float, reader: socket.socket | None = None
+    ) -> http.client.HTTPResponse:
         connection = _UnixConnection(self._path, timeout_s)
         try:
             connection.request(method, path)
-            answer = connection.getresponse()
+            incoming: Any = _Incoming(connection.sock, timeout_s, reader)
+            answer = http.client.HTTPResponse(incoming, method=method)
+            answer.begin()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Upstream(f"the container engine does not answer: {error}") from None
@@ -135,6 +141,42 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+class _Incoming(io.RawIOBase):
+    """What a socket receives, waited for up to `timeout_s` each time; it ends when `reader` has left.
+
+    Without that a silent log that nobody follows any more would hold a thread until it times out.
+    """
+
+    def __init__(
+        self, connection: socket.socket, timeout_s: float, reader: socket.socket | None
+    ) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        if reader is not None:
+            self._poll.register(reader, select.POLLRDHUP)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        ready = dict(self._poll.poll(self._timeout_s * 1000))
+        if not ready:
+            raise TimeoutError("timed out")
+        if set(ready) != {self._connection.fileno()}:
+            return 0
+        return self._connection.recv_into(buffer)
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What http.client asks of a socket."""
+        return io.BufferedReader(self)
 
 
 def _reason(answer: http.client.HTTPResponse) -> str:
@@ -163,7 +205,7 @@ def _multiplexed_frames(answer: http.client.HTTPResponse) -> Iterator[Frame]:
             while len(header := answer.read(8)) == 8:
                 stream, size = struct.unpack(">BxxxI", header)
                 yield Frame(_CHANNELS.get(stream, "stdout"), answer.read(size))
-        except TimeoutError:
+        except (OSError, http.client.HTTPException):
             return
 
 
@@ -172,7 +214,7 @@ def _raw_frames(answer: http.client.HTTPResponse) -> Iterator[Frame]:
         try:
             while data := answer.read1(64 * 1024):
                 yield Frame("stdout", data)
-        except TimeoutError:
+        except (OSError, http.client.HTTPException):
             return
 
 
@@ -194,8 +236,3 @@ def tail(text: str) -> str:
     if text == "all" or re.fullmatch(r"\d{1,9}", text, re.ASCII):
         return text
     raise Invalid("Invalid tail")
-
-
-def without_ansi(text: str) -> str:
-    """The text without terminal escape sequences."""
-    return _ANSI.sub("", text)

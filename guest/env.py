@@ -5,6 +5,8 @@ Source: kms.md section 7 (layout), guest-agent.md section 10 (limits).
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -18,6 +20,8 @@ from core.errors import Invalid
 MAX_ITEMS = 1024
 MAX_TOTAL = 1024 * 1024
 MAX_VALUE = 128 * 1024
+# Who knows it and not only the app id may give this app an environment (kms.md section 7).
+LAUNCH_TOKEN = "APP_LAUNCH_TOKEN"
 _KEY_SIZE, _NONCE_SIZE, _TAG_SIZE = 32, 12, 16
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 
@@ -77,6 +81,23 @@ def _item(item: Mapping[str, object]) -> tuple[str, str]:
     if size > MAX_VALUE:
         raise Invalid(f"the value of {name} exceeds {MAX_VALUE} bytes")
     return name, value
+
+
+def check_launch_token(values: Mapping[str, str], wanted: str) -> None:
+    """Refuses (Invalid) an environment without the token whose SHA-256 in hex the app-compose names.
+
+    Anybody can encrypt for an app whose id he knows; the token shows that its owner did.
+    """
+    if not wanted:
+        return
+    if LAUNCH_TOKEN not in values:
+        raise Invalid(
+            f"the app-compose names a launch_token_hash, but no {LAUNCH_TOKEN} came with the encrypted "
+            "environment; it must be among allowed_envs too"
+        )
+    found = hashlib.sha256(values[LAUNCH_TOKEN].encode()).hexdigest()
+    if not hmac.compare_digest(found.encode(), wanted.removeprefix("0x").lower().encode()):
+        raise Invalid(f"{LAUNCH_TOKEN} is not the one whose hash the app-compose names")
 
 
 def to_shell(values: Mapping[str, str]) -> str:

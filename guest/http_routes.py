@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask, Response, render_template, request
 
 from core.errors import NotFound, Unavailable, Upstream
+from core.logs import Decoder
 from core.prpc import Empty, Service
 from guest import containers, routes, schemas, sysinfo
 from guest.containers import Frame, LogQuery
@@ -41,11 +43,11 @@ def create_app(agent: Agent) -> Flask:
     app = routes.new_app("public")
     routes.add_service(app, service, "/prpc/<method>")
     streams = threading.BoundedSemaphore(MAX_STREAMS)
-    version = agent.version()
+    release = agent.release()
 
     @app.after_request
     def name_version(response: Response) -> Response:
-        response.headers["X-App-Version"] = f"v{version['version']} ({version['rev']})"
+        response.headers["X-App-Version"] = release
         return response
 
     @app.get("/")
@@ -91,23 +93,35 @@ def _log_query() -> LogQuery:
 
 
 def _log_response(agent: Agent, container: str) -> Response:
-    frames = agent.engine.logs(container, _log_query())
+    frames = agent.engine.logs(container, _log_query(), request.environ.get("gunicorn.socket"))
     lines = _shown(frames, text=_flag("text"), bare=_flag("bare"), ansi=_flag("ansi"))
     kind = "text/plain; charset=utf-8" if _flag("bare") else "application/x-ndjson"
     return Response(lines, content_type=kind, headers={"X-Accel-Buffering": "no"})
 
 
 def _shown(frames: Iterator[Frame], *, text: bool, bare: bool, ansi: bool) -> Iterator[bytes]:
-    for frame in frames:
-        if text:
-            message = frame.data.decode(errors="replace")
-        else:
-            message = base64.b64encode(frame.data).decode()
+    messages = _texts(frames, keep_ansi=ansi or not bare) if text else _coded(frames)
+    for channel, message in messages:
         if bare:
-            shown = containers.without_ansi(message) if text and not ansi else message
-            yield shown.encode()
+            yield message.encode()
         else:
-            yield json.dumps({"channel": frame.channel, "message": message}).encode() + b"\n"
+            yield json.dumps({"channel": channel, "message": message}).encode() + b"\n"
+
+
+def _coded(frames: Iterator[Frame]) -> Iterator[tuple[str, str]]:
+    for frame in frames:
+        yield frame.channel, base64.b64encode(frame.data).decode()
+
+
+def _texts(frames: Iterator[Frame], *, keep_ansi: bool) -> Iterator[tuple[str, str]]:
+    # A character or a sequence may begin in one frame and end in the next of the same channel.
+    decoders: dict[str, Decoder] = defaultdict(lambda: Decoder(keep_ansi))
+    for frame in frames:
+        if message := decoders[frame.channel].feed(frame.data):
+            yield frame.channel, message
+    for channel, decoder in decoders.items():
+        if message := decoder.feed(b"", final=True):
+            yield channel, message
 
 
 def _dashboard(agent: Agent) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
         if conn.sock.family == socket.AF_UNIX:
             return super().handle(conn)
         if not self._public.acquire(blocking=False):
-            _refuse(conn.sock, 503, "too many calls at once")
+            self._refuse(conn.sock, 503, "too many calls at once")
             with contextlib.suppress(OSError):
                 conn.sock.shutdown(socket.SHUT_RDWR)
             return super().handle(conn)
@@ -66,28 +67,31 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
     ) -> None:
         # Broken chunks are OSErrors of gunicorn's own, named Chunk... or ...ChunkSize.
         if isinstance(exc, ParseException) or "Chunk" in type(exc).__name__:
-            _refuse(client, 400, str(exc))
+            self._refuse(client, 400, str(exc))
         else:
             logger.error("fault in the server", exc_info=exc)
-            _refuse(client, 500, "internal error")
+            self._refuse(client, 500, "internal error")
 
-
-def _refuse(client: socket.socket, status: int, text: str) -> None:
-    reasons = {400: "Bad Request", 500: "Internal Server Error", 503: "Service Unavailable"}
-    body = json.dumps({"error": text}).encode()
-    head = (
-        f"HTTP/1.1 {status} {reasons[status]}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    with contextlib.suppress(OSError):
-        client.sendall(head.encode() + body)
+    def _refuse(self, client: socket.socket, status: int, text: str) -> None:
+        body = json.dumps({"error": text}).encode()
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "Connection: close",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        ]
+        if client.family != socket.AF_UNIX:
+            lines.append(f"X-App-Version: {self.app.agent.release()}")
+        head = "".join(f"{line}\r\n" for line in lines)
+        with contextlib.suppress(OSError):
+            client.sendall(head.encode() + b"\r\n" + body)
 
 
 class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
     """The gunicorn master of the agent; `binds` is empty when the sockets were handed to us."""
 
     def __init__(self, agent: Agent, binds: Sequence[str], on_start: Callable[[], None]) -> None:
-        self._agent = agent
+        self.agent = agent
         self._binds = list(binds)
         self._on_start = on_start
         super().__init__()
@@ -116,7 +120,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
                 self.cfg.set(name, value)
 
     def load(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
-        return front(self._agent)
+        return front(self.agent)
 
 
 def front(agent: Agent) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:

@@ -201,6 +201,10 @@ class Agent:
         """Version: the guest interface served and the revision that serves it."""
         return {"version": INTERFACE_VERSION, "rev": revision(self.settings)}
 
+    def release(self) -> str:
+        """The same in one line, which every answer on port 8090 carries."""
+        return f"v{INTERFACE_VERSION} ({revision(self.settings)})"
+
     def gpu_info(self) -> Mapping[str, object]:
         """GpuInfo: what the boot-time GPU attestation printed, empty when there is no GPU."""
         try:

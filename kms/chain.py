@@ -50,7 +50,11 @@ class Contract:
         )
 
     def _decide(self, signature: str, boot: BootInfo) -> Decision:
-        data = evm.encode(signature, boot_tuple(boot))
+        values = boot_tuple(boot)
+        # The raw chip id of SEV-SNP has 64 bytes: no contract can list it.
+        if any(isinstance(each, bytes) and len(each) > _HASH for each in values):
+            return Decision(False, "the boot info does not fit the contract")
+        data = evm.encode(signature, values)
         try:
             answer = self._chain.call(Call(self._address, data))
             allowed, reason = evm.decode(["bool", "string"], answer)

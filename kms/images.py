@@ -10,10 +10,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from attest import lite, snp_launch
 from attest.os_image import KnownImage
 from core.errors import Invalid
-from image import registry
+from image import known
 from kms.settings import NONE, ImageSettings
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -21,27 +20,10 @@ ALL = "all"
 
 
 def finder(settings: ImageSettings) -> Callable[[bytes], KnownImage | None]:
-    """Answers an os image hash (32 bytes) with the image that has it, None when it is not there.
-
-    The folder is read at each question: images come and go while a KMS runs.
-    """
-
-    def find(os_image_hash: bytes) -> KnownImage | None:
-        for image in registry.list_images(settings.local_dir):
-            if image.digest == os_image_hash.hex():
-                return KnownImage(
-                    image.version,
-                    image.is_dev,
-                    _measurement(image.directory / lite.FILE),
-                    _measurement(image.directory / snp_launch.FILE),
-                )
-        return None
-
-    return find if settings.local_dir != NONE else lambda os_image_hash: None
-
-
-def _measurement(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    """Answers an os image hash (32 bytes) with the image that has it, None when it is not there."""
+    if settings.local_dir == NONE:
+        return lambda os_image_hash: None
+    return known.finder(settings.local_dir)
 
 
 def clear(cache: Path, image_hash: str, config_hash: str) -> None:

@@ -99,6 +99,7 @@ class RootCas:
     """Roots to trust in place of the vendors'."""
 
     tdx: Path = NONE
+    snp: Path = NONE
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class AttestationSettings:
 
     root_ca: RootCas = RootCas()
     insecure_allow_external_trust_anchors: bool = False
-    tdx_collateral: Path = NONE
+    tdx_collateral: Path = NONE  # a file, in place of asking a service
+    pccs_url: str = ""
+    kds_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _with_paths(settings: Settings) -> Settings:
     data_dir, core = settings.data_dir.absolute(), settings.core
     image, admin, trust = core.image, core.admin, core.attestation
     policy = _absolute(core.auth_api.file.path, data_dir / "policy.json")
-    root = RootCas(_absolute(trust.root_ca.tdx))
+    root = RootCas(_absolute(trust.root_ca.tdx), _absolute(trust.root_ca.snp))
     core = replace(
         core,
         cert_dir=_absolute(core.cert_dir, data_dir / "certs"),
@@ -214,6 +217,12 @@ def check(settings: Settings) -> Settings:
             raise Invalid.field(key, "must be between 1 and 1000")
     _check_auth(core.auth_api)
     _check_trust(core.attestation)
+    for key, url in (
+        ("core.attestation.pccs_url", core.attestation.pccs_url),
+        ("core.attestation.kds_url", core.attestation.kds_url),
+    ):
+        if url and not _is_url(url):
+            raise Invalid.field(key, "must be http:// or https:// with a host")
     if core.admin.enabled and not core.admin.token and core.admin.htpasswd_file == NONE:
         raise Invalid.field(
             "core.admin",
@@ -245,7 +254,7 @@ def _is_url(text: str) -> bool:
 
 
 def _check_trust(trust: AttestationSettings) -> None:
-    if trust.root_ca.tdx != NONE and not trust.insecure_allow_external_trust_anchors:
+    if trust.root_ca != RootCas() and not trust.insecure_allow_external_trust_anchors:
         raise Invalid.field(
             "core.attestation.root_ca",
             "replaces the vendor's root: whoever holds its key can take every app's keys; set "

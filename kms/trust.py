@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from attest.errors import NotGenuine
-from attest.snp import Report
+from attest import collateral
+from attest.collateral import Source
+from attest.root import Roots, read_roots
 from attest.verified import Trust
-from attest.verify import Claim
 from core.errors import Invalid
 from kms import images
-from kms.settings import NONE, AttestationSettings, Settings
+from kms.settings import NONE, AttestationSettings, RootCas, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,41 +24,45 @@ class Trusting:
     """Makes a Trust for each verification: the time and the collateral are always today's."""
 
     def __init__(self, settings: Settings) -> None:
-        self._given = settings.core.attestation
+        given = settings.core.attestation
+        self._roots = _roots(given.root_ca)
+        self._collateral = _collateral(given)
         self._image = images.finder(settings.core.image)
         self._check_image = settings.core.image.verify
-        self._root = _root(self._given.root_ca.tdx)
 
     def now(self) -> Trust:
         """The rules as of this moment."""
         return Trust(
             now=int(time.time()),
-            collateral=_collateral(self._given),
-            tdx_root=self._root,
+            collateral=self._collateral,
+            tdx_root=self._roots.tdx,
+            snp_root=self._roots.snp,
             image=self._image,
             check_image=self._check_image,
         )
 
 
-def _root(path: Path) -> bytes | None:
+def _roots(given: RootCas) -> Roots:
+    return Roots(tdx=_root("tdx", given.tdx).tdx, snp=_root("snp", given.snp).snp)
+
+
+def _root(platform: str, path: Path) -> Roots:
     if path == NONE:
-        return None
+        return Roots()
+    name = f"core.attestation.root_ca.{platform}"
     try:
-        root = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise Invalid.field("core.attestation.root_ca.tdx", str(error)) from None
-    name = root.subject.rfc4514_string()
-    logger.warning("keys are given to whatever leads to the configured root %s", name)
-    return root.public_bytes(Encoding.DER)
+        found = read_roots(path.read_bytes())
+    except (OSError, Invalid) as error:
+        raise Invalid.field(name, str(error)) from None
+    if getattr(found, platform) is None:
+        raise Invalid.field(name, "holds no root of that platform")
+    logger.warning("keys are given to whatever leads to %s instead of the vendor's root", path)
+    return found
 
 
-def _collateral(given: AttestationSettings) -> Callable[[Claim | Report], str]:
-    def ask(claim: Claim | Report) -> str:
-        if given.tdx_collateral == NONE:
-            raise NotGenuine("no collateral is configured (core.attestation.tdx_collateral)")
-        try:
-            return given.tdx_collateral.read_text()
-        except (OSError, UnicodeDecodeError):
-            raise NotGenuine("the configured collateral cannot be read") from None
-
-    return ask
+def _collateral(given: AttestationSettings) -> Source:
+    if given.tdx_collateral != NONE:
+        return collateral.file(given.tdx_collateral)
+    if given.pccs_url or given.kds_url:
+        return collateral.service(given.pccs_url, given.kds_url)
+    return collateral.nowhere

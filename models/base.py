@@ -13,7 +13,6 @@ from sqlalchemy import URL, Connection, MetaData, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-
 _TROUBLE = {
     errno.ENOSPC: "is full",
     errno.EDQUOT: "is full",

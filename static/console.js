@@ -86,6 +86,8 @@ async function copy(text) {
 
 // What works only with script is hidden without it.
 function reveal(root) {
+  // In what htmx puts in they are elements like others, with fields that would be sent.
+  for (const each of root.querySelectorAll("noscript")) each.remove();
   for (const each of root.querySelectorAll("[data-copy], [data-add-row], [data-remove-row], .file, #env")) {
     each.hidden = false;
   }

@@ -15,7 +15,7 @@ from core.prpc import read_json
 
 MAX_BODY = 10 * 1024**2
 
-_HEX = re.compile(r"(?:0x)?((?:[0-9a-fA-F]{2})*)")
+_HEX = re.compile(r"(?:0x)?([0-9a-fA-F]*)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Request:
 class _Hex(fields.Field[bytes]):
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bytes:
         match = _HEX.fullmatch(value) if isinstance(value, str) else None
-        if not match:
+        if not match or len(match[1]) % 2:
             raise ValidationError("must be hex text with an even number of digits")
         return bytes.fromhex(match[1])
 

@@ -114,8 +114,14 @@ class Background:
             except OSError as error:
                 logger.warning("the host API is not on vsock: %s", error)
         for vm_id in self.watched:
-            self.pool.submit(self.vms.reconciler.listen, vm_id)
+            self.pool.submit(self._ask_monitor, vm_id)
             self._reconcile(vm_id)
+
+    def _ask_monitor(self, vm_id: str) -> None:
+        try:
+            self.vms.reconciler.listen(vm_id)
+        except Exception:  # a thread of the pool would swallow it without a word
+            logger.exception("VM %s: its monitor could not be asked", vm_id)
 
     def _answer_of(self, cid: int) -> vsock.Answer:
         with self.vms.database.reading() as session:

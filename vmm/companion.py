@@ -21,9 +21,16 @@ RELAY = "forward"
 TPM = "swtpm"
 
 
+def socket_of(folder: Path) -> Path:
+    """Where the program of a folder listens: in the part of it that is the program's own."""
+    return folder / "run" / "sock"
+
+
 def passt_argv(socket: Path, ports: Sequence[Port], *, as_root: bool) -> list[str]:
     """The command of a passt that serves one card on a socket and leads host ports to the guest."""
     argv = ["passt", "--foreground", "--stderr", "--quiet", "--socket", str(socket)]
+    # It ends with its QEMU, also when nobody is there to end it.
+    argv += ["--one-off"]
     # The host's loopback is no part of a guest's network.
     argv += ["--no-map-gw"]
     if as_root:
@@ -36,11 +43,11 @@ def passt_argv(socket: Path, ports: Sequence[Port], *, as_root: bool) -> list[st
     return argv
 
 
-def swtpm_argv(socket: Path, state: Path) -> list[str]:
-    """The command of a software TPM 2.0 whose state is kept in a folder."""
+def swtpm_argv(socket: Path) -> list[str]:
+    """The command of a software TPM 2.0 that keeps its state beside its socket."""
     return [
         *("swtpm", "socket", "--tpm2", "--terminate"),
-        *("--tpmstate", f"dir={state},mode=0600"),
+        *("--tpmstate", f"dir={socket.parent},mode=0600"),
         *("--ctrl", f"type=unixio,path={socket},mode=0600"),
     ]
 

@@ -36,11 +36,17 @@ class Checked:
     app_id: str
     ports: tuple[Port, ...]
     simulated_tee: str | None
+    warning: str
     options: dict[str, Any]
 
 
-def check(wanted: Configuration, config: Config, *, host_tee: str) -> Checked:
-    """Applies every rule to a configuration; Invalid names the field, the rule and what to change."""
+def check(
+    wanted: Configuration, config: Config, *, host_tee: str, root: Path = Path("/")
+) -> Checked:
+    """Applies every rule to a configuration; Invalid names the field, the rule and what to change.
+
+    `root` is where the host's /sys is found.
+    """
     ports = tuple(
         check_port(i, p.protocol, p.host_address, p.host_port, p.vm_port, config.cvm.port_mapping)
         for i, p in enumerate(wanted.ports)
@@ -50,19 +56,24 @@ def check(wanted: Configuration, config: Config, *, host_tee: str) -> Checked:
     _check_limits(wanted, config)
     _check_urls(wanted)
     raw = check_compose(wanted.compose_file)
-    _check_devices(wanted, ports, compose.AppCompose.parse(raw), config)
+    app = compose.AppCompose.parse(raw)
+    _check_devices(wanted, ports, app, config, root)
     return Checked(
         name=check_name(wanted.name),
         image=_image(wanted.image, config),
         app_id=_app_id(wanted.app_id) or compose.app_id(raw).hex(),
         ports=ports,
         simulated_tee=_simulated(wanted, config, host_tee),
+        warning=f"these can change under their tags: {mutable}"
+        if (mutable := _mutable(app))
+        else "",
         options={
             "kms_urls": wanted.kms_urls,
             "gateway_urls": wanted.gateway_urls,
             "gpus": wanted.gpus,
             "networking": wanted.networking,
             "networks": wanted.networks,
+            "gateway": app.gateway_enabled,
         },
     )
 
@@ -87,10 +98,21 @@ def check_compose(text: str) -> bytes:
     if len(raw) > COMPOSE_LIMIT:
         raise Invalid.field("compose_file", f"must have at most {COMPOSE_LIMIT} bytes")
     try:
-        compose.AppCompose.parse(raw)
+        app = compose.AppCompose.parse(raw)
     except CasemateError as error:
         raise Invalid.field("compose_file", error.message.removeprefix("compose_file: ")) from None
+    if app.require_digest and (mutable := _mutable(app)):
+        raise Invalid.field(
+            "compose_file",
+            f"require_digest is set, but {mutable} can change: name each image as image@sha256:...",
+        )
     return raw
+
+
+def _mutable(app: compose.AppCompose) -> str:
+    images = compose.mutable_images(app.docker_compose_file)
+    shown = ", ".join(image[:200] for image in images[:5])
+    return f"{shown} and {len(images) - 5} more" if len(images) > 5 else shown
 
 
 def _check_sizes(wanted: Configuration) -> None:
@@ -135,9 +157,13 @@ def _check_limits(wanted: Configuration, config: Config) -> None:
 
 
 def _check_devices(
-    wanted: Configuration, ports: tuple[Port, ...], app: compose.AppCompose, config: Config
+    wanted: Configuration,
+    ports: tuple[Port, ...],
+    app: compose.AppCompose,
+    config: Config,
+    root: Path,
 ) -> None:
-    gpu.requested(wanted.gpus, Path("/"), config.cvm.gpu)
+    gpu.requested(wanted.gpus, root, config.cvm.gpu)
     nics = check_nics(wanted.networking, wanted.networks, config.cvm.networking)
     check_reachable(ports, nics)
     if any(nic.mode == "passt" for nic in nics):

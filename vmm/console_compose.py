@@ -41,7 +41,7 @@ def shown(text: str) -> dict[str, Any]:
     flags = {name: given.get(name) is True for name in FLAGS}
     if given.get("public_tcbinfo") is None:
         flags["public_tcbinfo"] = FLAGS["public_tcbinfo"]
-    texts = {name: _text(given.get(name)) for name in TEXTS}
+    texts = {name: lines(_text(given.get(name))) for name in TEXTS}
     envs = given.get("allowed_envs")
     names = [name for name in envs if isinstance(name, str)] if isinstance(envs, list) else []
     return {**flags, **texts, "key_provider": _provider(given), "allowed_envs": names}

@@ -29,6 +29,7 @@ def deploy_page() -> Response:
     info = info_of(source)
     form, has = console_forms.filled(info), info["configuration"]
     form["name"] = f"{form['name'][:59]}-copy"
+    form["like"] = source
     form["encrypted_env"] = has["encrypted_env"]
     if not has["encrypted_env"] and _app_id(has["compose_file"]) == has["app_id"]:
         form.pop("app_id")
@@ -39,7 +40,7 @@ def deploy_page() -> Response:
 def deploy() -> BaseResponse:
     """Makes the VM, or shows the form again with the reasons beside the fields."""
     try:
-        made = ask("CreateVm", **console_forms.configuration(request.form))
+        made = ask("CreateVm", **console_forms.configuration(request.form, _before(request.form)))
     except CasemateError as refusal:
         return _form(request.form, refusal=refusal)
     return go(url_for("console.details", vm_id=made["id"]))
@@ -74,8 +75,8 @@ def compose_hash() -> Response:
     text, before, app_id = _subject(request.form)
     values: dict[str, Any] = {"text": text, "app_id": app_id, "changed": text != before}
     try:
-        name = request.form.get("name", "").strip() or "unnamed"
-        values["hash"] = ask("GetComposeHash", name=name, compose_file=text)["hash"]
+        # The name has a field of its own, which may not be filled yet.
+        values["hash"] = ask("GetComposeHash", name="any", compose_file=text)["hash"]
     except CasemateError as refusal:
         values["refusal"] = refusal.message
     return show("hash.html", **values)
@@ -101,8 +102,8 @@ def _form(form: Form, *, vm: Any = None, refusal: CasemateError | None = None) -
         "form.html",
         status_of(refusal) if refusal else 200,
         form=form,
-        port_rows=console_forms.rows(form, console_forms.PORT),
-        card_rows=console_forms.rows(form, console_forms.CARD),
+        port_rows=console_forms.port_rows(form),
+        card_rows=console_forms.card_rows(form),
         vm=vm,
         why=console_forms.reasons(refusal) if refusal else {},
         images=ask("ListImages")["images"],
@@ -114,12 +115,18 @@ def _form(form: Form, *, vm: Any = None, refusal: CasemateError | None = None) -
 
 def _subject(form: Form) -> tuple[str, str, str]:
     """The compose text that a form asks for, the one before it, and the app id."""
+    before = _before(form)
+    text = wanted(form, before)
     if vm_id := form.get("vm", ""):
-        info = info_of(vm_id)
-        before = info["configuration"]["compose_file"]
-        return wanted(form, before), before, info["app_id"]
+        return text, before, info_of(vm_id)["app_id"]
     given = form.get("app_id", "").strip().lower().removeprefix("0x")
-    return wanted(form), "", given or _app_id(wanted(form))
+    return text, before, given or _app_id(text)
+
+
+def _before(form: Form) -> str:
+    """The compose text of the VM that a form changes, or is to make another of."""
+    found = ask("GetInfo", id=form.get("vm") or form.get("like", ""))["info"]
+    return str(found["configuration"]["compose_file"]) if found else ""
 
 
 def _app_id(text: str) -> str:

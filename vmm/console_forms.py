@@ -6,7 +6,7 @@ Nothing is judged here: a value that is no number goes on as it was typed, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from core.errors import CasemateError, Invalid
@@ -42,12 +42,12 @@ _PLACES = {
 }
 
 
-def configuration(form: Form) -> dict[str, Any]:
-    """The request of CreateVm."""
+def configuration(form: Form, before: str = "") -> dict[str, Any]:
+    """The request of CreateVm; a clone's form changes the app-compose text `before`."""
     return {
         "name": form.get("name", ""),
         "image": form.get("image", ""),
-        "compose_file": wanted(form),
+        "compose_file": wanted(form, before),
         "vcpu": _number(form.get("vcpu", "")),
         "memory": _memory(form),
         "disk_size": _number(form.get("disk_size", "")),
@@ -130,7 +130,7 @@ def filled(info: Mapping[str, Any]) -> Form:
 
 
 def ports(form: Form) -> list[dict[str, Any]]:
-    """The port mappings of the rows that have a number."""
+    """The port mappings that a form asks for."""
     return [
         {
             "protocol": protocol,
@@ -138,23 +138,27 @@ def ports(form: Form) -> list[dict[str, Any]]:
             "vm_port": _number(vm),
             "host_address": address.strip(),
         }
-        for protocol, address, host, vm in rows(form, PORT)
-        if host.strip() or vm.strip()
+        for protocol, address, host, vm in port_rows(form)
     ]
 
 
 def networks(form: Form) -> list[dict[str, Any]]:
-    """The network cards of the rows that have a mode."""
-    return [
-        {"mode": mode, "bridge_name": name.strip() or None}
-        for mode, name in rows(form, CARD)
-        if mode
-    ]
+    """The network cards that a form asks for."""
+    return [{"mode": mode, "bridge_name": name.strip() or None} for mode, name in card_rows(form)]
 
 
-def rows(form: Form, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The rows of fields that come several times."""
-    return list(zip(*(form.getlist(name) for name in names), strict=False))
+def port_rows(form: Form) -> list[tuple[str, ...]]:
+    """The rows of ports that have a number, as they were typed."""
+    return [row for row in _rows(form, PORT) if row[2].strip() or row[3].strip()]
+
+
+def card_rows(form: Form) -> list[tuple[str, ...]]:
+    """The rows of network cards that have a mode."""
+    return [row for row in _rows(form, CARD) if row[0]]
+
+
+def _rows(form: Form, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return zip(*(form.getlist(name) for name in names), strict=False)
 
 
 def reasons(refusal: CasemateError) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from core.config import Config, NetworkingConfig
 from core.errors import Invalid
 from image.manifest import METADATA
-from models.port import PortLease
 from models.vm import Vm
 from vmm.lifecycle import Observed, Wished, status
 from vmm.network import check_nics, mac_address
@@ -26,7 +26,7 @@ def describe(vm: Vm, config: Config, *, brief: bool) -> dict[str, Any]:
         "name": vm.name,
         "status": _status(vm, config),
         "uptime": duration(now - vm.started_ms) if is_up and vm.started_ms else "never",
-        "app_url": _app_url(vm.ports, config.gateway.agent_port),
+        "app_url": _app_url(vm, config),
         "app_id": vm.app_id,
         "instance_id": vm.instance_id,
         "configuration": None if brief else _configuration(vm),
@@ -59,25 +59,23 @@ def duration(milliseconds: int) -> str:
 
 
 def _status(vm: Vm, config: Config) -> str:
-    """The status word; a VM at rest whose folder or image is not there or not readable is `unknown`."""
+    """The status word; a VM at rest whose folder or image cannot be read is `unknown`."""
     at_rest = vm.observed == Observed.ABSENT and vm.wished != Wished.REMOVED
     if at_rest and ("unreadable" in vm.options or not _has_files(vm, config)):
         return "unknown"
-    return status(vm.wished, vm.observed)
+    return status(vm.wished, vm.observed, silent=vm.silent_ms is not None)
 
 
 def _has_files(vm: Vm, config: Config) -> bool:
-    return (config.run_path / vm.id).is_dir() and (
-        config.image.path / vm.image / METADATA
-    ).is_file()
+    # A VM that never ran has nothing to lose in a folder: its start makes one.
+    has_folder = vm.stopped_ms is None or (config.run_path / vm.id).is_dir()
+    return has_folder and (config.image.path / vm.image / METADATA).is_file()
 
 
 def _interfaces(vm: Vm, node: NetworkingConfig) -> list[dict[str, Any]]:
     try:
         nics = check_nics(vm.options.get("networking"), vm.options.get("networks") or [], node)
-    except (
-        Invalid
-    ):  # the configuration has changed since: the next start is refused with the reason
+    except Invalid:  # the configuration has changed since, and the next start is refused
         return []
     return [
         {
@@ -91,13 +89,25 @@ def _interfaces(vm: Vm, node: NetworkingConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _app_url(ports: list[PortLease], agent_port: int) -> str | None:
-    for port in ports:
+def _app_url(vm: Vm, config: Config) -> str | None:
+    """Where the app's agent is reached: by its gateway when it has one, else by a host port."""
+    agent_port = config.gateway.agent_port
+    if vm.options.get("gateway") and vm.instance_id:
+        host = f"{vm.instance_id}-{agent_port}.{_gateway(vm, config)}"
+        return f"https://{host.removesuffix(':443')}"
+    for port in vm.ports:
         if port.vm_port == agent_port and port.protocol == "tcp":
             address = "127.0.0.1" if port.host_address in ("0.0.0.0", "::") else port.host_address
             host = f"[{address}]" if ":" in address else address
             return f"http://{host}:{port.host_port}/"
     return None
+
+
+def _gateway(vm: Vm, config: Config) -> str:
+    for url in (vm.options.get("gateway_urls") or [])[:1]:
+        parts = urlsplit(url)
+        return f"{parts.hostname}:{parts.port or 443}"
+    return f"{config.gateway.base_domain}:{config.gateway.port}"
 
 
 def _configuration(vm: Vm) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from core import faults
-from core.proc import run
+from core.proc import CommandFailed, run
 
 GIB = 1024**3
 # The smallest share; it grows with what it must hold (app-compose and user config: 50 MiB each).
@@ -57,6 +58,9 @@ def _whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except CommandFailed as error:
+        if os.strerror(errno.ENOSPC) in error.output:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path) from None
         raise
+    finally:
+        temporary.unlink(missing_ok=True)

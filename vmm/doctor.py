@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def _programs(config: Config) -> list[Finding]:
 
 def _accelerator(config: Config) -> Finding:
     try:
-        found = accel.choose(config.cvm.accel, config.cvm.qemu_path, config.data_dir)
+        with tempfile.TemporaryDirectory() as scratch:
+            place = config.data_dir if config.data_dir.is_dir() else Path(scratch)
+            found = accel.choose(config.cvm.accel, config.cvm.qemu_path, place)
     except CasemateError as error:
         return Finding("accelerator", "missing", error.message, "set cvm.accel = auto")
     if found.name == "kvm":

@@ -36,12 +36,14 @@ class Action(StrEnum):
     BURY = "bury"  # a process in the record that has ended
 
 
-def status(wished: str, observed: str) -> str:
-    """The status word of vmm.md section 5 for a pair of facts."""
+def status(wished: str, observed: str, *, silent: bool = False) -> str:
+    """The status word of vmm.md section 5 for a pair of facts; `silent`: its QEMU does not answer."""
     if wished == Wished.REMOVED:
         return "removing"
     if wished in (Wished.STOPPED, Wished.SHUTDOWN):
         return "stopped" if observed == Observed.ABSENT else "stopping"
+    if silent and observed == Observed.ALIVE:
+        return "unknown"
     return {Observed.ABSENT: "exited", Observed.STARTING: "starting"}.get(
         Observed(observed), "running"
     )

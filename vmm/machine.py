@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,59 +45,7 @@ class Plan:
 
 def plan(vm: Vm, image: Image, workdir: WorkDir, config: Config, host: Host) -> Plan:
     """What starting this VM now would need; Invalid or Unavailable when this host cannot do it."""
-    tee = platform(vm, host)
-    document = _mr_config_document(vm)
-    nics = network.check_nics(
-        vm.options.get("networking"), vm.options.get("networks") or [], config.cvm.networking
-    )
-    ports = _ports(vm, config)
-    network.check_reachable(ports, nics)
-    devices = gpu.requested(vm.options.get("gpus"), host.root, config.cvm.gpu)
-    near = [numa.node_of(host.root, device.slot) for device in devices] or [0]
-    account = Account.of(config.cvm.user) if config.cvm.user else None
-    wants_tpm = compose.AppCompose.parse(vm.compose_file.encode()).key_provider == "tpm"
-    nodes = sorted(set(near))
-    spread = numa.spread(nodes, vm.vcpu, vm.memory_mb) if vm.hugepages else ()
-    numa.check_free(host.root, spread)
-    machine = qemu.Machine(
-        vm_id=vm.id,
-        qemu=host.qemu,
-        accel=host.accelerator.name,
-        cpu=SNP_CPU if tee == "amd-sev-snp" else host.accelerator.cpu,
-        vcpu=spread[-1].last_cpu + 1 if spread else vm.vcpu,
-        memory_mb=sum(node.memory_gib for node in spread) * 1024 if spread else vm.memory_mb,
-        kernel=image.kernel,
-        initrd=image.initrd,
-        cmdline=image.cmdline,
-        rootfs=image.rootfs,
-        data_disk=workdir.data_disk,
-        share=_share(config.cvm.host_share_mode, image, workdir),
-        serial_log=workdir.serial_log,
-        qmp_socket=workdir.path / "qmp.sock",
-        host_socket=workdir.host_socket,
-        guest_socket=workdir.guest_socket,
-        cards=_cards(vm.id, nics, ports, workdir.path, config),
-        sys_vendor=config.cvm.product.sys_vendor,
-        product_name=config.cvm.product.product_name,
-        tee=_tee(tee, vm, image, document, config, host),
-        firmware=_firmware(tee, image),
-        cid=vm.cid if uses_vsock(config.cvm.channel, tee, image, host) else None,
-        swtpm_socket=workdir.path / companion.TPM / "sock" if wants_tpm else None,
-        numa=spread,
-        gpus=tuple(qemu.Gpu(each.slot, nodes.index(node)) for each, node in zip(devices, near)),
-        pci_hole64_size=config.cvm.qemu_pci_hole64_size,
-        hotplug_off=config.cvm.qemu_hotplug_off,
-        pinned_cpus=numa.cpus(host.root, near[0]) if vm.pin_numa else "",
-        run_as=account,
-    )
-    return Plan(
-        machine=machine,
-        companions=_companions(machine, ports, account),
-        bound=ports,
-        networks=_networks(nics, machine, ports),
-        mr_config=document if tee else "",
-        switches=sum(device.is_switch for device in devices),
-    )
+    return _Start(vm, image, workdir, config, host).plan()
 
 
 def platform(vm: Vm, host: Host) -> str:
@@ -143,143 +91,243 @@ def _is_ours(image: Image) -> bool:
     return str(json.loads(image.metadata).get("name", "")).startswith("casemate-")
 
 
-def _firmware(tee: str, image: Image) -> Path | None:
-    if not tee:
+@dataclass(frozen=True)
+class _Start:
+    """One start of one VM, part by part."""
+
+    vm: Vm
+    image: Image
+    workdir: WorkDir
+    config: Config
+    host: Host
+
+    def plan(self) -> Plan:
+        network.check_reachable(self.ports, self.nics)
+        return Plan(
+            machine=self.machine,
+            companions=self.companions(),
+            bound=self.ports,
+            networks=self.networks(),
+            mr_config=self.document if self.platform else "",
+            switches=sum(device.is_switch for device in self.devices),
+        )
+
+    @cached_property
+    def machine(self) -> qemu.Machine:
+        vm, image, cvm = self.vm, self.image, self.config.cvm
+        is_snp = self.platform == "amd-sev-snp"
+        has_vsock = uses_vsock(cvm.channel, self.platform, image, self.host)
+        return qemu.Machine(
+            vm_id=vm.id,
+            qemu=self.host.qemu,
+            accel=self.host.accelerator.name,
+            cpu=SNP_CPU if is_snp else self.host.accelerator.cpu,
+            vcpu=self.spread[-1].last_cpu + 1 if self.spread else vm.vcpu,
+            memory_mb=sum(node.memory_gib for node in self.spread) * 1024 or vm.memory_mb,
+            kernel=image.kernel,
+            initrd=image.initrd,
+            cmdline=image.cmdline,
+            rootfs=image.rootfs,
+            data_disk=self.workdir.data_disk,
+            share=self.share(),
+            serial_log=self.workdir.serial_log,
+            qmp_socket=self.workdir.path / "qmp.sock",
+            host_socket=self.workdir.host_socket,
+            guest_socket=self.workdir.guest_socket,
+            cards=tuple(self.card(index, nic) for index, nic in enumerate(self.nics)),
+            sys_vendor=cvm.product.sys_vendor,
+            product_name=cvm.product.product_name,
+            tee=self.tee(),
+            firmware=self.firmware(),
+            cid=vm.cid if has_vsock else None,
+            swtpm_socket=companion.socket_of(self.tpm) if self.app.key_provider == "tpm" else None,
+            numa=self.spread,
+            gpus=self.gpus(),
+            pci_hole64_size=cvm.qemu_pci_hole64_size,
+            hotplug_off=cvm.qemu_hotplug_off,
+            pinned_cpus=numa.cpus(self.host.root, self.near[0]) if vm.pin_numa else "",
+            run_as=self.account,
+        )
+
+    @cached_property
+    def platform(self) -> str:
+        return platform(self.vm, self.host)
+
+    @cached_property
+    def app(self) -> compose.AppCompose:
+        return compose.AppCompose.parse(self.vm.compose_file.encode())
+
+    @cached_property
+    def account(self) -> Account | None:
+        return Account.of(self.config.cvm.user) if self.config.cvm.user else None
+
+    @property
+    def tpm(self) -> Path:
+        return self.workdir.path / companion.TPM
+
+    # The TEE
+
+    def firmware(self) -> Path | None:
+        if not self.platform:
+            return None
+        is_snp = self.platform == "amd-sev-snp"
+        firmware = (self.image.bios_sev if is_snp else None) or self.image.bios
+        if firmware is None:
+            raise Invalid(
+                f"image {self.image.name} has no firmware for {self.platform} "
+                f"({'bios-sev' if is_snp else 'bios'} in its metadata.json); use an image that has"
+            )
+        return firmware
+
+    def tee(self) -> qemu.Tdx | qemu.Snp | None:
+        if self.platform == "amd-sev-snp":
+            cbitpos, reduced_phys_bits = self.host.sev_numbers()
+            return qemu.Snp(mr_config.host_data(self.document), cbitpos, reduced_phys_bits)
+        if self.platform == "tdx":
+            cvm = self.config.cvm
+            is_bound = cvm.use_mrconfigid and self.image.version_key >= MR_CONFIG_SINCE
+            return qemu.Tdx(self.mrconfigid() if is_bound else None, cvm.qgs_port)
         return None
-    firmware = (image.bios_sev if tee == "amd-sev-snp" else None) or image.bios
-    if firmware is None:
-        key = "bios-sev" if tee == "amd-sev-snp" else "bios"
-        raise Invalid(
-            f"image {image.name} has no firmware for {tee} ({key} in its metadata.json); "
-            "use an image that has"
+
+    def mrconfigid(self) -> bytes:
+        if self.app.key_provider_id:
+            return mr_config.version_3(self.document)
+        return mr_config.version_1(compose.compose_hash(self.vm.compose_file.encode()))
+
+    @cached_property
+    def document(self) -> str:
+        """The MRCONFIG document, version 3."""
+        values = {
+            "app_id": self.vm.app_id,
+            "compose_hash": compose.compose_hash(self.vm.compose_file.encode()).hex(),
+            "instance_id": self.vm.instance_id,
+            "key_provider": self.app.key_provider,
+            "key_provider_id": self.app.key_provider_id.hex(),
+            "version": 3,
+        }
+        # RFC 8785: names in order, no spaces, absent fields left out; all values here are plain ASCII.
+        present = {key: value for key, value in values.items() if value}
+        return json.dumps(present, sort_keys=True, separators=(",", ":"))
+
+    # Devices
+
+    @cached_property
+    def devices(self) -> tuple[gpu.Device, ...]:
+        wanted = self.vm.options.get("gpus")
+        devices = gpu.requested(wanted, self.host.root, self.config.cvm.gpu)
+        for device in devices:
+            if device.driver != "vfio-pci":
+                has = device.driver or "no driver"
+                reason = f"{device.slot} is bound to {has}; bind it to vfio-pci first"
+                raise Invalid.field("gpus", reason)
+        return devices
+
+    @cached_property
+    def near(self) -> list[int]:
+        """The host node of each device; node 0 where there is none."""
+        return [numa.node_of(self.host.root, device.slot) for device in self.devices] or [0]
+
+    @cached_property
+    def spread(self) -> tuple[qemu.NumaNode, ...]:
+        if not self.vm.hugepages:
+            return ()
+        spread = numa.spread(sorted(set(self.near)), self.vm.vcpu, self.vm.memory_mb)
+        numa.check_free(self.host.root, spread)
+        return spread
+
+    def gpus(self) -> tuple[qemu.Gpu, ...]:
+        nodes = sorted(set(self.near))
+        return tuple(
+            qemu.Gpu(device.slot, nodes.index(node))
+            for device, node in zip(self.devices, self.near, strict=False)
         )
-    return firmware
 
+    def share(self) -> qemu.Share:
+        mode = self.config.cvm.host_share_mode
+        if mode == "vhd":
+            return qemu.Share("vhd", self.workdir.shared_image)
+        if mode == "9p" and _is_ours(self.image):
+            raise Invalid(
+                f"cvm.host_share_mode is 9p, which the kernel of image {self.image.name} does not "
+                "know; use vhd"
+            )
+        return qemu.Share(mode, self.workdir.shared, readonly=self.image.shared_ro)
 
-def _tee(
-    tee: str, vm: Vm, image: Image, document: str, config: Config, host: Host
-) -> qemu.Tdx | qemu.Snp | None:
-    if tee == "amd-sev-snp":
-        cbitpos, reduced_phys_bits = host.sev_numbers()
-        return qemu.Snp(mr_config.host_data(document), cbitpos, reduced_phys_bits)
-    if tee == "tdx":
-        bound = config.cvm.use_mrconfigid and image.version_key >= MR_CONFIG_SINCE
-        return qemu.Tdx(_mrconfigid(vm, document) if bound else None, config.cvm.qgs_port)
-    return None
+    # Networks
 
-
-def _mrconfigid(vm: Vm, document: str) -> bytes:
-    raw = vm.compose_file.encode()
-    if compose.AppCompose.parse(raw).key_provider_id:
-        return mr_config.version_3(document)
-    return mr_config.version_1(compose.compose_hash(raw))
-
-
-def _mr_config_document(vm: Vm) -> str:
-    raw = vm.compose_file.encode()
-    app = compose.AppCompose.parse(raw)
-    values = {
-        "app_id": vm.app_id,
-        "compose_hash": compose.compose_hash(raw).hex(),
-        "instance_id": vm.instance_id,
-        "key_provider": app.key_provider,
-        "key_provider_id": app.key_provider_id.hex(),
-        "version": 3,
-    }
-    # RFC 8785: names in order, no spaces, absent fields left out; all values here are plain ASCII.
-    present = {key: value for key, value in values.items() if value}
-    return json.dumps(present, sort_keys=True, separators=(",", ":"))
-
-
-def _ports(vm: Vm, config: Config) -> tuple[network.Port, ...]:
-    """The VM's host ports, held against the rules of today: they may have changed since it was made."""
-    return tuple(
-        network.check_port(
-            *(index, lease.protocol, lease.host_address, lease.host_port, lease.vm_port),
-            config.cvm.port_mapping,
+    @cached_property
+    def ports(self) -> tuple[network.Port, ...]:
+        """The VM's host ports, held against the rules of today: they may have changed since it was made."""
+        return tuple(
+            network.check_port(
+                *(index, lease.protocol, lease.host_address, lease.host_port, lease.vm_port),
+                self.config.cvm.port_mapping,
+            )
+            for index, lease in enumerate(map(records.port_of, self.vm.ports))
         )
-        for index, lease in enumerate(map(records.port_of, vm.ports))
-    )
 
+    @cached_property
+    def nics(self) -> tuple[network.Nic, ...]:
+        options = self.vm.options
+        nics = network.check_nics(
+            options.get("networking"), options.get("networks") or [], self.config.cvm.networking
+        )
+        for nic in nics:
+            if nic.bridge and not (self.host.root / "sys/class/net" / nic.bridge).exists():
+                raise Invalid.field("networking", f"this host has no bridge {nic.bridge}")
+        return nics
 
-def _cards(
-    vm_id: str,
-    nics: Sequence[network.Nic],
-    ports: tuple[network.Port, ...],
-    folder: Path,
-    config: Config,
-) -> tuple[qemu.Card, ...]:
-    settings = config.cvm.networking
-    binding = next((i for i, nic in enumerate(nics) if nic.mode in network.BINDING), None)
-    cards: list[qemu.Card] = []
-    for index, nic in enumerate(nics):
-        mac = network.mac_address(vm_id, index, settings.mac_prefix)
+    @cached_property
+    def binding(self) -> int | None:
+        """The card that has the host ports, by its number; None leaves them to the relay."""
+        modes = (index for index, nic in enumerate(self.nics) if nic.mode in network.BINDING)
+        return next(modes, None)
+
+    def card(self, index: int, nic: network.Nic) -> qemu.Card:
+        settings = self.config.cvm.networking
+        mac = network.mac_address(self.vm.id, index, settings.mac_prefix)
         match nic.mode:
             case "user":
-                cards.append(
-                    qemu.UserCard(
-                        mac=mac,
-                        ports=ports if index == binding else (),
-                        net=settings.net,
-                        dhcp_start=settings.dhcp_start,
-                        restrict=settings.restrict,
-                    )
+                return qemu.UserCard(
+                    mac=mac,
+                    ports=self.ports if index == self.binding else (),
+                    net=settings.net,
+                    dhcp_start=settings.dhcp_start,
+                    restrict=settings.restrict,
                 )
             case "passt":
-                companion.check_installed("passt", "networking.mode")
-                cards.append(qemu.PasstCard(mac, folder / f"passt{index}" / "sock"))
+                return qemu.PasstCard(mac, companion.socket_of(self.workdir.path / f"passt{index}"))
             case "bridge":
-                cards.append(qemu.BridgeCard(mac, nic.bridge))
+                return qemu.BridgeCard(mac, nic.bridge)
             case _:
-                cards.append(qemu.CustomCard(mac, settings.netdev))
-    return tuple(cards)
+                return qemu.CustomCard(mac, settings.netdev)
 
+    def networks(self) -> dict[str, Any]:
+        """The networks as launched, for whoever looks at a VM whose record was changed since."""
+        relayed = self.ports if self.binding is None else ()
+        return {
+            "networks": [
+                {"mode": nic.mode, "mac": card.mac, "bridge_name": nic.bridge or None}
+                for nic, card in zip(self.nics, self.machine.cards, strict=True)
+            ],
+            "relayed": [[p.protocol, p.host_address, p.host_port, p.vm_port] for p in relayed],
+        }
 
-def _networks(
-    nics: Sequence[network.Nic], machine: qemu.Machine, ports: tuple[network.Port, ...]
-) -> dict[str, Any]:
-    relayed = () if any(nic.mode in network.BINDING for nic in nics) else ports
-    return {
-        "networks": [
-            {"mode": nic.mode, "mac": card.mac, "bridge_name": nic.bridge or None}
-            for nic, card in zip(nics, machine.cards, strict=True)
-        ],
-        "relayed": [[p.protocol, p.host_address, p.host_port, p.vm_port] for p in relayed],
-    }
-
-
-def _companions(
-    machine: qemu.Machine, ports: tuple[network.Port, ...], account: Account | None
-) -> dict[str, list[str]]:
-    before = qemu.as_account(account)
-    found: dict[str, list[str]] = {}
-    left = (
-        ()
-        if any(isinstance(card, qemu.UserCard) and card.ports for card in machine.cards)
-        else ports
-    )
-    for card in machine.cards:
-        if isinstance(card, qemu.PasstCard):
-            argv = companion.passt_argv(
-                card.socket, left, as_root=account is None and os.geteuid() == 0
-            )
-            found[card.socket.parent.name] = [*before, *argv]
-            left = ()
-    if machine.swtpm_socket is not None:
-        companion.check_installed("swtpm", "key_provider")
-        state = machine.swtpm_socket.parent / "state"
-        found[companion.TPM] = [*before, *companion.swtpm_argv(machine.swtpm_socket, state)]
-    return found
-
-
-def _share(mode: str, image: Image, workdir: WorkDir) -> qemu.Share:
-    if mode == "vhd":
-        return qemu.Share("vhd", workdir.shared_image)
-    if mode == "9p" and _is_ours(image):
-        raise Invalid(
-            f"cvm.host_share_mode is 9p, which the kernel of image {image.name} does not know; use vhd"
-        )
-    return qemu.Share(mode, workdir.shared, readonly=image.shared_ro)
+    def companions(self) -> dict[str, list[str]]:
+        before = qemu.as_account(self.account)
+        as_root = self.account is None and os.geteuid() == 0
+        found: dict[str, list[str]] = {}
+        for index, card in enumerate(self.machine.cards):
+            if isinstance(card, qemu.PasstCard):
+                companion.check_installed("passt", "networking.mode")
+                ports = self.ports if index == self.binding else ()
+                argv = companion.passt_argv(card.socket, ports, as_root=as_root)
+                found[f"passt{index}"] = [*before, *argv]
+        if self.machine.swtpm_socket is not None:
+            companion.check_installed("swtpm", "compose_file")
+            argv = companion.swtpm_argv(self.machine.swtpm_socket)
+            found[companion.TPM] = [*before, *argv]
+        return found
 
 
 def vm_config(vm: Vm, image: Image, made: Plan, config: Config, host: Host) -> dict[str, Any]:

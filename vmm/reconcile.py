@@ -32,7 +32,7 @@ from core.errors import (
 )
 from core.logs import Decoder
 from image import registry
-from models.base import Database
+from models.base import Database, disk_trouble
 from models.vm import Vm
 from vmm import (
     boot_files,
@@ -218,6 +218,8 @@ class Reconciler:
             process.wait_unlocked(workdir.path, 2)
             companion.end_all(workdir.path)
             reason = error.message if isinstance(error, CasemateError) else type(error).__name__
+            if trouble := disk_trouble(error):
+                reason = f"the disk of this host {trouble}"
             self._observe_failed(vm_id, reason)
             raise
 
@@ -242,8 +244,9 @@ class Reconciler:
         self._prepare(workdir, vm, image, made)
         for name, argv in made.companions.items():
             folder = workdir.companion(name, made.machine.run_as)
-            companion.start(folder, argv, folder / "sock")
+            companion.start(folder, argv, companion.socket_of(folder))
         started = process.spawn(workdir.path, qemu.argv(made.machine))
+        faults.point("start.spawned")
         patience_s = QMP_GREETING_S + CLEAR_S_PER_GIB * sum(
             node.memory_gib for node in made.machine.numa
         )

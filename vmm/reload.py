@@ -129,7 +129,7 @@ class Reload:
                 before = configuration_of(vm)
             if (workdir.path / MANIFEST).exists():
                 wanted = _read(workdir, before)
-                checked = configuration.check(wanted, config, host_tee=host.tee)
+                checked = configuration.check(wanted, config, host_tee=host.tee, root=host.root)
                 if wanted.disk_size < before.disk_size:
                     raise Invalid.field("disk_size", f"can only grow; it is {before.disk_size} GB")
                 if wanted.disk_size > before.disk_size:
@@ -150,7 +150,7 @@ class Reload:
         workdir = WorkDir(folder)
         with files.locked(workdir.lock, timeout_s=LOCK_S):
             wanted = _read(workdir, None)
-            checked = configuration.check(wanted, config, host_tee=host.tee)
+            checked = configuration.check(wanted, config, host_tee=host.tee, root=host.root)
             vm = records.new_row(folder.name, wanted, checked)
             vm.project_id = MAIN_ID
             manifest = _manifest(workdir)

@@ -22,7 +22,7 @@ class Refusal(Message):
 def respond(service: Service, path: str) -> Response:
     """Answers the current request to `path` (a method name, maybe with a service prefix)."""
     method = service.find(path)
-    if request.method == "GET":
+    if request.method != "POST":
         data: object = read_query(method.request, request.args.items(multi=True))
     elif is_protobuf():
         data = protobuf.decode(method.request, request.get_data(cache=False))

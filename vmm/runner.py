@@ -5,6 +5,7 @@ that it is small and outlives the service.  It reads launch.json, starts QEMU wi
 of process.lock, writes process.json, waits, and writes exit.json.  The lock is held while either lives.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -100,7 +101,11 @@ def boot_id() -> str:
 
 def replace(name: str, value: dict[str, object]) -> None:
     """Writes a JSON file as one step."""
-    with open(name + ".new", "w") as file:
+    # Another user may work in this folder (cvm.user) and leave a link under that name.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name + ".new")
+    fd = os.open(name + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w") as file:
         json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())

@@ -78,7 +78,7 @@ class Vms:
 
         It belongs to project main where none is named.
         """
-        checked = check(wanted, self.config, host_tee=self.host.tee)
+        checked = check(wanted, self.config, host_tee=self.host.tee, root=self.host.root)
         faults.point("create.checked")
         vm = records.new_row(str(uuid.uuid4()), wanted, checked)
         vm.project_id = project_id or MAIN_ID
@@ -86,6 +86,9 @@ class Vms:
             session.add(vm)
             records.lease_ports(session, vm, checked.ports)
             records.assign_cid(session, vm, self.config)
+            if checked.warning:
+                keep = self.config.event_buffer_size
+                records.add_event(session, vm.id, "vmm.warning", checked.warning, keep)
             faults.point("create.leased")
             if not wanted.stopped:
                 records.check_capacity(session, vm, self.config)
@@ -146,7 +149,7 @@ class Vms:
                 vm = records.get(session, change.id)
                 records.refuse_removed(vm)
                 wanted = changed(vm, change)
-            checked = check(wanted, self.config, host_tee=self.host.tee)
+            checked = check(wanted, self.config, host_tee=self.host.tee, root=self.host.root)
             if wanted.disk_size > vm.disk_gb:
                 # Before the commit: a disk that is larger than its record harms nobody.
                 disk.grow_data_disk(workdir.data_disk, wanted.disk_size)

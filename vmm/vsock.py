@@ -6,6 +6,7 @@ Both work on any stream socket, which is how they are tested where there is no v
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -140,6 +141,8 @@ class Listener:
 
     def close(self) -> None:
         """Takes no more connections."""
+        with contextlib.suppress(OSError):
+            self.listening.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self.listening.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 

@@ -78,25 +78,27 @@ class WorkDir:
             write_atomic(self.guest_cid, str(cid))
 
     def companion(self, name: str, account: Account | None) -> Path:
-        """The folder of a program beside QEMU, that of the user it runs as."""
+        """The folder of a program beside QEMU; only `run` in it belongs to the user that the program is."""
         folder = self.path / name
-        for path in (folder, folder / "state"):
+        for path in (folder, folder / "run"):
             path.mkdir(mode=0o700, exist_ok=True)
-            if account is not None:
-                os.chown(path, account.uid, account.gid)
+        if account is not None:
+            os.chown(folder, -1, account.gid)
+            folder.chmod(0o710)
+            os.chown(folder / "run", account.uid, account.gid)
         return folder
 
     def open_to(self, account: Account) -> None:
-        """Lets another user's QEMU work here: its files are that user's, ours it can only read.
+        """Lets another user's QEMU work here: it opens what it needs and makes its sockets.
 
-        The folder is sticky: what is not its own that user can neither replace nor remove.
+        The folder is sticky and every file stays ours, so that it can replace none by a link of its own.
         """
         os.chown(self.path, -1, account.gid)
         self.path.chmod(0o1770)
         for path in (self.data_disk, self.shared_image, self.serial_log):
             if path.exists():
-                os.chown(path, account.uid, account.gid)
-        self.data_disk.chmod(0o660)
+                os.chown(path, -1, account.gid)
+                path.chmod(0o660)
         for path in (self.shared, *self.shared.iterdir()):
             os.chown(path, -1, account.gid)
             path.chmod(0o750 if path.is_dir() else 0o640)

@@ -8,7 +8,6 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-
 # A refused upload is taken in and thrown away, so that its sender reads the refusal: one whose connection is
 # closed under its hands sees an error instead, and nginx makes a 502 of it.
 DRAIN_S = 5.0

@@ -82,6 +82,7 @@ def evidence(nonce: str) -> dict[str, Any]:
         "report_data": quote["report_data"],
         "quote": quote["quote"],
         "event_log": quote["event_log"],
+        "vm_config": quote["vm_config"],
         "simulated": is_simulated(quote["quote"]),
     }
 

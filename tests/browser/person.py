@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -34,6 +34,7 @@ class Person:
             self.types("#token", self.service.token)
             self.clicks("button")
             self.sees("#live")
+        self.complaints()  # what was said before is another story
 
     def finds(self, selector: str) -> list[WebElement]:
         """All that matches now."""
@@ -46,12 +47,13 @@ class Person:
             try:
                 shown = (each for each in self.finds(selector) if each.is_displayed())
                 return next((each for each in shown if text in each.text), None)
-            except StaleElementReferenceException:
+            except WebDriverException:
                 return None  # the page renewed itself meanwhile
 
-        found = until(
-            look, seconds=seconds, what=f"{selector} with {text!r} in {self.text()[:3000]!r}"
-        )
+        try:
+            found = until(look, seconds=seconds, what=f"{selector} with {text!r}")
+        except AssertionError as late:
+            raise AssertionError(f"{late} in: {self.text()[:3000]}") from None
         assert found is not None
         return found
 
@@ -61,7 +63,7 @@ class Person:
         def gone() -> bool:
             try:
                 return not any(each.is_displayed() for each in self.finds(selector))
-            except StaleElementReferenceException:
+            except WebDriverException:
                 return False
 
         until(gone, seconds=seconds, what=f"the end of {selector}")
@@ -78,7 +80,7 @@ class Person:
                 found = self.sees(selector, text)
                 self.run("arguments[0].scrollIntoView({block: 'center'})", found)
                 found.click()
-            except StaleElementReferenceException:
+            except WebDriverException:
                 return False
             return True
 
@@ -91,9 +93,9 @@ class Person:
         field.clear()
         field.send_keys(text)
 
-    def chooses(self, selector: str, value: str) -> None:
+    def chooses(self, selector: str, text: str) -> None:
         """One option of a list."""
-        Select(self.sees(selector)).select_by_value(value)
+        Select(self.sees(selector)).select_by_visible_text(text)
 
     def run(self, script: str, *given: Any) -> Any:
         """Runs a script, which people do not."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
-import urllib3
+from click.testing import CliRunner
 
+from cli.kms import kms as kms_command
 from core import proc
 from guest import simulator
 from guest.service import Agent
@@ -22,8 +23,6 @@ from tests.common.waiting import free_port, until
 
 ROOT = Path(__file__).parents[2]
 OS_IMAGE = "5a" * 32
-
-urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
 
 @dataclass
@@ -34,6 +33,7 @@ class RunningKms:
     core: str = ""
     tables: str = '[core.auth_api]\ntype = "file"\n'
     domain: str = "kms.example"
+    check_image: bool = False
     address: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -67,7 +67,7 @@ class RunningKms:
             f'address = "tcp:{self.address}:{self.port}"\ndata_dir = "{self.data_dir}"\n'
             f"[core]\nsimulate = true\n{self.core}\n"
             f'[core.onboard]\nauto_bootstrap_domain = "{self.domain}"\n'
-            f"[core.image]\nverify = false\n{trust if has_root else ''}{self.tables}"
+            f"[core.image]\nverify = {str(self.check_image).lower()}\n{trust if has_root else ''}{self.tables}"
         )
 
     def start(self, scheme: str = "https") -> None:
@@ -112,9 +112,11 @@ class RunningKms:
         return requests.post(f"{self.url}/prpc/{method}", json=message, timeout=30, verify=False)
 
     def policy(self, *arguments: str) -> dict[str, Any]:
-        """`casemate kms -c FILE ...`, which answers with the policy file."""
-        command = [sys.executable, "-m", "cli.main", "kms", "-c", self.config, *arguments]
-        document: dict[str, Any] = json.loads(proc.run(command, cwd=ROOT).stdout)
+        """`casemate kms -c FILE ...`, which answers with the policy file; raises what the command raises."""
+        done = CliRunner().invoke(kms_command, ["-c", str(self.config), *arguments])
+        if done.exception is not None:
+            raise done.exception
+        document: dict[str, Any] = json.loads(done.stdout)
         return document
 
     def audited(self) -> list[dict[str, Any]]:
@@ -127,10 +129,6 @@ class RunningKms:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("tee-root-ca.pem", "tee-collateral.json"):
             (self.folder / name).write_bytes((folder / name).read_bytes())
-
-    def allow_itself(self) -> None:
-        """Lists this KMS, as it runs, and the image of the test's apps in the policy file."""
-        self.policy("allow", "--os-image", OS_IMAGE, "--any-device")
 
 
 def write_app(folder: Path, kms_url: str, **compose: object) -> None:

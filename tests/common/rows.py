@@ -47,16 +47,34 @@ def config(data_dir: Path, qemu: Path, *, auth: AuthConfig | None = None, **cvm:
     )
 
 
-def image(folder: Path, name: str = IMAGE, **metadata: Any) -> Image:
+def image(folder: Path, name: str = IMAGE, *, kernel: bytes = b"", **metadata: Any) -> Image:
     """Writes an image of a few bytes below `folder`."""
     directory = folder / name
     directory.mkdir(parents=True)
     files = {"kernel": "bzImage", "initrd": "initramfs.cpio.gz", "rootfs": "rootfs.img.verity"}
     for file in files.values():
         (directory / file).write_text(f"the {file} of {name}")
+    if kernel:
+        (directory / "bzImage").write_bytes(kernel)
     described = {**files, "version": "0.5.4", "cmdline": "console=ttyS0 init=/init", **metadata}
     manifest.write(directory, described, ("bzImage", "initramfs.cpio.gz"))
     return registry.load(folder, name)
+
+
+def idle_kernel() -> bytes:
+    """A kernel that a real QEMU boots in no time and that does nothing: it halts in its setup code.
+
+    Source: Linux, Documentation/arch/x86/boot.rst (setup header; execution begins at 0x200 of the setup).
+    """
+    setup = bytearray(1024)
+    setup[0x1F1] = 1  # one sector of setup code follows the boot sector
+    setup[0x1FE:0x200] = b"\x55\xaa"
+    setup[0x200:0x206] = b"\xeb\x66HdrS"  # jump over the header
+    setup[0x206:0x208] = (0x0203).to_bytes(2, "little")
+    setup[0x211] = 1  # loaded high
+    setup[0x22C:0x230] = (0x37FF_FFFF).to_bytes(4, "little")  # where an initrd may end
+    setup[0x268:0x26C] = b"\xfa\xf4\xeb\xfd"  # cli; hlt; and back to hlt
+    return bytes(setup) + bytes(4096)
 
 
 def request(**fields: Any) -> dict[str, Any]:

@@ -100,6 +100,8 @@ class RunningService:
             seen[:] = [info]
             if "boot_error" not in wanted:
                 assert not info["boot_error"], (info["boot_error"], self.serial(vm_id))
+            if wanted.keys() & {"boot_progress"}:
+                assert info["status"] != "exited", (info["events"], self.serial(vm_id))
             return info if all(info[key] == value for key, value in wanted.items()) else None
 
         try:

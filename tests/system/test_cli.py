@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pty
@@ -10,14 +11,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.common import rows
 from tests.common.waiting import until
+from tests.unit.cli.conftest import SIGNER, Kms
 from vmm import process
 
 CASEMATE = (sys.executable, "-m", "cli.main")
@@ -31,13 +34,44 @@ def notify(number: int, event: str, payload: str) -> str:
     return json.dumps({"id": number, "method": "Notify", "params": params})
 
 
+class KeyService(http.server.BaseHTTPRequestHandler):
+    """A KMS that knows the apps whose keys a test has put here."""
+
+    known: ClassVar[dict[str, Kms]] = {}
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kms = self.known.get(asked["app_id"])
+        body = json.dumps(kms.answer if kms else {"error": "app not registered"}).encode()
+        self.send_response(200 if kms else 400)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
 @pytest.fixture(scope="module")
-def house(fake_qemu: Path) -> Iterator[Path]:
+def kms_url() -> Iterator[str]:
+    """Where such a KMS answers."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), KeyService)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def house(fake_qemu: Path, kms_url: str) -> Iterator[Path]:
     """The data directory of a running service, which is found by its discovery file."""
     path = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp"))
     rows.image(path / "images")
     (path / "casemate.toml").write_text(
-        f'address = "unix:{path}/http.sock"\ndata_dir = "{path}"\n[auth]\nenabled = true\n'
+        f'address = "unix:{path}/http.sock"\ndata_dir = "{path}"\nkms_url = "{kms_url}"\n[auth]\nenabled = true\n'
         f'[cvm]\nqemu_path = "{fake_qemu}"\naccel = "tcg"\nsimulate = true\n'
         "[cvm.auto_restart]\nenabled = false\n"
     )
@@ -180,7 +214,22 @@ def test_a_vm_is_changed_stopped_and_removed_by_name(house: Path) -> None:
     assert (gone.returncode, gone.stderr) == (1, "casemate: there is no VM short\n")
 
 
-def test_variables_without_a_kms_are_refused_in_one_line(house: Path) -> None:
+def test_variables_reach_the_guests_folder_for_the_apps_eyes_alone(house: Path) -> None:
+    vm_id = create(house, "secretive").stdout.strip()
+    info = json.loads(run(house, "vm", "info", vm_id, "--json").stdout)
+    kms = KeyService.known[info["app_id"]] = Kms(info["app_id"])
+
+    done = run(house, "vm", "env", vm_id, "--env-file", "-", input="A=very-secret\nB=2\n")
+
+    assert done.returncode == 0, done.stderr
+    assert SIGNER in done.stderr
+    after = json.loads(run(house, "vm", "info", vm_id, "--json").stdout)["configuration"]
+    assert kms.opened(after["encrypted_env"]) == {"A": "very-secret", "B": "2"}
+    assert json.loads(after["compose_file"])["allowed_envs"] == ["A", "B"]
+    assert "very-secret" not in (house / "service.log").read_text() + done.stdout + done.stderr
+
+
+def test_variables_that_the_kms_has_no_key_for_are_refused_in_one_line(house: Path) -> None:
     create(house, "envless")
 
     done = run(house, "vm", "env", "envless", "--env-file", "-", input="SECRET=very-secret\n")

@@ -298,7 +298,11 @@ def test_nothing_is_lost_when_the_service_is_killed(site: Site, name: str, point
     told = None if answer is None else answer.status_code == 200
     # The log of a runner goes with the VM whose creation failed.
     cut_short = point.startswith("runner.") and told is False
-    until(lambda: cut_short or site.passed(point.partition(":")[0]), what=f"a pass of {point}")
+    until(
+        lambda: cut_short or site.passed(point.partition(":")[0]),
+        seconds=30,
+        what=f"a pass of {point}",
+    )
     service.kill(everything=False)
     alive = process.find(service.data_dir / "vm" / vm_id) if vm_id else None
     service.start()
@@ -313,7 +317,7 @@ def test_nothing_is_lost_when_the_service_is_killed(site: Site, name: str, point
         )
 
     with contextlib.suppress(AssertionError):  # what is wrong is told below
-        until(converged)
+        until(converged, seconds=30)  # 10 on a machine with nothing else to do
     after = look(service)
     assert breaches(service, site.kept, site.removed) == []
     assert len(after.keys() - before.keys()) <= (0 if vm_id else 1)

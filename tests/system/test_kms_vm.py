@@ -22,6 +22,8 @@ from image import manifest
 from tests.common.kms import RunningKms
 from tests.common.service import RunningService
 
+pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+
 BOOT_S = 240.0
 SECRET = "marmalade on toast"
 # The app: says on the console what it found, and counts its boots on the disk.
@@ -83,7 +85,9 @@ def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
 
 @pytest.fixture(scope="module")
 def kms(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    running = RunningKms(tmp_path_factory.mktemp("kms"), core="enforce_self_authorization = false")
+    running = RunningKms(
+        tmp_path_factory.mktemp("kms"), core="enforce_self_authorization = false", check_image=True
+    )
     running.trust(service.data_dir / "tee")
     running.start()
     yield running

@@ -27,6 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from prometheus_client.parser import text_string_to_metric_families
 
 from cli.client import Client
 from tests.common import rows
@@ -350,6 +351,28 @@ def test_what_the_server_cannot_read_is_refused_in_json_without_nginx_too(
 
     assert set(json.loads(body)) == {"message", "error"}
     assert found == status
+
+
+def test_figures_are_of_all_processes_together(site: Site) -> None:
+    before = requests_and_sweeps(site)
+    for _ in range(30):
+        site.request("GET", "/prpc/ListImages")
+
+    asked, _ = requests_and_sweeps(site)
+
+    assert asked == before[0] + 30
+    until(lambda: requests_and_sweeps(site)[1] > before[1])
+
+
+def requests_and_sweeps(site: Site) -> tuple[float, float]:
+    """Answers 200 of the VMM's calls, and the background process's sweeps."""
+    samples = {
+        sample.name + sample.labels.get("surface", "") + sample.labels.get("status", ""): sample
+        for family in text_string_to_metric_families(site.request("GET", "/metrics").text)
+        for sample in family.samples
+    }
+    asked = samples.get("casemate_http_requests_totalvmm200")
+    return asked.value if asked else 0, samples["casemate_background_sweeps_total"].value
 
 
 def test_the_client_is_in_the_access_log_and_its_token_is_not(site: Site) -> None:

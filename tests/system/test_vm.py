@@ -19,10 +19,12 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from click.testing import CliRunner
 
 from attest import eventlog, policy, verify
 from attest.errors import NotGenuine
 from cli.up import check_evidence, sample_compose
+from cli.verify import verify as verify_command
 from tests.common.service import RunningService
 from tests.common.waiting import free_port, until
 
@@ -66,7 +68,12 @@ class Deployed:
 def service(
     image_dir: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    running = RunningService(Path(f"/tmp/cm-{os.getpid()}-vm"), image_dir[0])
+    data_dir = Path(f"/tmp/cm-{os.getpid()}-vm")
+    own_root = (
+        f'[attestation]\nroot_ca = "{data_dir}/tee/tee-root-ca.pem"\n'
+        f'collateral = "{data_dir}/tee/tee-collateral.json"'
+    )
+    running = RunningService(data_dir, image_dir[0], top=own_root)
     running.start()
     yield running
     running.end()
@@ -102,6 +109,27 @@ def test_the_app_in_the_vm_answers_and_its_evidence_verifies(vm: Deployed) -> No
     assert said["app_id"] == info["app_id"]
     assert said["instance_id"] == info["instance_id"]
     assert info["simulated_tee"] == "dstack-tdx"
+
+
+def test_the_verifier_of_its_host_says_that_the_vm_is_valid(vm: Deployed) -> None:
+    answer = requests.post(f"{vm.service.base}/verify", json=vm.evidence("n"), timeout=20)
+
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["is_valid"], told["reason"]
+    details, image = told["details"], vm.service.call("prpc/ListImages")["images"][0]
+    assert (details["root"], details["os_image_hash_verified"]) == ("simulated", True)
+    assert (details["os_image_version"], details["os_image_is_dev"]) == (image["version"], False)
+    assert details["boot_info"]["appId"] == vm.service.info(vm.vm_id)["app_id"]
+
+
+def test_another_verifier_refuses_the_vm(vm: Deployed, tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(vm.evidence("n")))
+    told = CliRunner().invoke(verify_command, [str(request)])
+
+    assert told.exit_code == 1
+    assert "trusted root" in json.loads(told.output)["reason"]
 
 
 def test_simulated_evidence_is_refused_under_the_real_root(vm: Deployed) -> None:

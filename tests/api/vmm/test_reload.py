@@ -219,7 +219,8 @@ def test_what_is_no_folder_of_a_vm_is_left_alone(client: FlaskClient, config: Co
 def test_a_vm_whose_folder_or_image_is_missing_is_unknown(
     client: FlaskClient, config: Config
 ) -> None:
-    first, second = create(client, stopped=True), create(client)
+    first, second = create(client), create(client)
+    ask(client, "/prpc/StopVm", id=first)
     shutil.rmtree(config.run_path / first)
     assert info(client, first)["status"] == "unknown"
 

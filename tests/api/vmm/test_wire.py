@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
 from core import protobuf
+from core.prpc import Flag, HexBytes, Repeated, Text, UInt32, read_query
 from tests.common import rows
-from vmm.schemas import Id, VersionResponse, VmConfiguration
+from vmm import routes
+from vmm.schemas import Id, StatusRequest, UpdateVmRequest, VersionResponse, VmConfiguration
 from vmm.version import VERSION
 
 FORM = "application/x-www-form-urlencoded"
@@ -158,6 +162,105 @@ def test_an_unknown_method_is_not_found(client: FlaskClient, surface: str, metho
 
     assert answer.status_code == 404
     assert set(body(answer)) == {"message", "error"}
+
+
+@pytest.mark.parametrize("name", sorted(routes.service.methods))
+def test_every_call_takes_its_fields_from_a_query(client: FlaskClient, name: str) -> None:
+    """The same fields, by a query and by a body, meet the same answer."""
+    fields = routes.service.methods[name].request().fields
+    query = [(key, _example(field)) for key, field in fields.items() if _example(field)]
+
+    got = client.get(f"/prpc/{name}", query_string=query)
+    posted = client.post(
+        f"/prpc/{name}", json=read_query(routes.service.methods[name].request, query)
+    )
+
+    assert got.content_type == posted.content_type == "application/json"
+    assert (got.status_code, got.data) == (posted.status_code, posted.data)
+
+
+def _example(field: Any) -> str:
+    kinds = {Text: "none", UInt32: "1", HexBytes: "0Xab", Flag: "true"}
+    inner = field.inner if isinstance(field, Repeated) else field
+    return next((text for kind, text in kinds.items() if isinstance(inner, kind)), "")
+
+
+def test_a_head_is_a_get_without_its_body(client: FlaskClient) -> None:
+    answer = client.head("/prpc/Version")
+
+    assert (answer.status_code, answer.data) == (200, b"")
+
+
+@pytest.mark.parametrize("query", ["json=false", "json=0", "json=no"])
+def test_what_does_not_ask_for_json_leaves_protobuf(client: FlaskClient, query: str) -> None:
+    answer = client.post(f"/prpc/Version?{query}", content_type="application/octet-stream")
+
+    assert answer.content_type == "application/octet-stream"
+    assert protobuf.decode(VersionResponse, answer.data)["version"] == VERSION
+
+
+def test_null_is_absent_everywhere(client: FlaskClient) -> None:
+    wanted = rows.request(stopped=True)
+    for name in VmConfiguration().fields:
+        wanted.setdefault(name, None)
+    vm_id = create(client, **wanted)
+
+    update = dict.fromkeys(UpdateVmRequest().fields) | {"id": vm_id}
+    assert body(client.post("/prpc/UpdateVm", json=update)) == {"id": ""}
+    assert (
+        client.post("/prpc/Status", json=dict.fromkeys(StatusRequest().fields)).status_code == 200
+    )
+    nested = rows.request(stopped=True, ports=None, networking={"mode": None, "bridge_name": None})
+    assert client.post("/prpc/CreateVm", json=nested).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" + b"{}," * 3_000_000 + b"{}]", b"[]", b'"x"', b"null", b"7", b"true"]
+)
+def test_a_body_that_is_no_object_is_refused_before_it_is_decoded(
+    client: FlaskClient, data: bytes
+) -> None:
+    tracemalloc.start()
+    answer = client.post("/prpc/Status", data=data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert answer.status_code == 400
+    assert body(answer)["message"] == "the request body is not a JSON object"
+    assert peak < 4 * len(data) + 10_000_000  # a decoded one takes 25 times its length
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("application/json", b'{"x": [' + b"{}," * 3_000_000 + b"{}]}"),
+        ("application/octet-stream", b"\x3a\x00" * 4_000_000),
+        ("application/octet-stream", b"\x6a\x00" * 4_000_000),
+    ],
+)
+def test_a_body_of_millions_of_values_is_refused_soon(
+    client: FlaskClient, kind: str, data: bytes
+) -> None:
+    began = time.process_time()
+
+    assert client.post("/prpc/CreateVm", data=data, content_type=kind).status_code == 400
+
+    assert time.process_time() - began < 3  # of 0.3 s; decoding them takes more than ten
+
+
+def test_a_fault_is_told_by_a_reference_to_the_log(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret detail")
+
+    monkeypatch.setattr("vmm.service.Vms.meta", broken)
+    answer = client.post("/prpc/GetMeta", json={})
+
+    assert answer.status_code == 500
+    text = body(answer)["message"]
+    assert "secret" not in text
+    assert text.rpartition(" ")[2] in caplog.text
 
 
 def create(client: FlaskClient, **fields: Any) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_every_field_is_read() -> None:
         swap_size=5,
         secure_time=True,
         launch_token_hash="outer",
-        requirements={"launch_token_hash": "inner", "more": 1},
+        requirements={"launch_token_hash": "inner", "require_digest": True, "more": 1},
     )
 
     assert parsed == AppCompose(
@@ -121,13 +122,49 @@ def test_every_field_is_read() -> None:
         5,
         True,
         "inner",
-        {"launch_token_hash": "inner", "more": 1},
+        True,
+        {"launch_token_hash": "inner", "require_digest": True, "more": 1},
     )
     assert isinstance(hash(parsed), int)
 
 
 def test_the_launch_token_hash_may_stand_outside_of_requirements() -> None:
     assert parse(launch_token_hash="outer").launch_token_hash == "outer"
+
+
+def test_images_that_a_registry_may_replace_are_found() -> None:
+    digest = "@sha256:" + "ab" * 32
+    text = f"""
+services:
+  one: {{image: "nginx:latest", x: 1}}
+  two:
+    image: 'ghcr.io/a/b'   # image: commented
+  three:
+    "image" : ${{IMAGE:-x}}
+  four:
+    image: nginx{digest}
+  five:
+    image: nginx@sha256:short
+  six:
+    image: localhost/casemate-hello:1
+    my-image-name: no
+    image_policy: no
+  seven:
+    image: "nginx:latest"
+"""
+
+    assert compose.mutable_images(text) == (
+        *("nginx:latest", "ghcr.io/a/b", "commented", "${IMAGE:-x}", "nginx@sha256:short"),
+    )
+
+
+def test_a_text_without_end_is_searched_in_linear_time() -> None:
+    began = time.process_time()
+
+    assert len(compose.mutable_images("image: ${" * 100_000)) <= 1
+    assert len(compose.mutable_images("image: a\n" * 100_000)) == 1
+
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

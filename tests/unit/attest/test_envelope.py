@@ -87,7 +87,7 @@ def test_version_2_events_and_pods_are_written_as_msgpack(tdx: Attestation) -> N
         (b"\0\x05", "platform 5"),
         (TDX_HEAD + b"\x04" + b"\x04" + bytes(8), "unknown register"),
         (TDX_HEAD + b"\x04" + bytes(8) + b"\x04\xaa\0\0", "wrong length"),
-        (TDX_HEAD + b"\xfe\xff\xff\xff", "cut short"),
+        (TDX_HEAD + b"\xfe\xff\xff\xff", "a list of more than"),
         (b"\0" * 10_485_760, "followed by other bytes"),
         (b"\0" * 10_485_761, "10 MiB"),
     ],
@@ -135,3 +135,11 @@ def test_a_damaged_attestation_is_read_or_refused(
         return
     if raw[0] == 0:
         assert envelope.encode(read) == bytes(raw)
+
+
+def test_a_list_longer_than_any_vm_has_is_not_read_in() -> None:
+    # SCALE, TDX, an empty quote, and a count of 20,001 events.
+    raw = b"\x00\x00\x00" + (20_001 << 2 | 2).to_bytes(4, "little")
+
+    with pytest.raises(Malformed, match="more than 20000"):
+        envelope.decode(raw + bytes(10**6))

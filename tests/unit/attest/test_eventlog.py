@@ -305,3 +305,9 @@ def test_any_text_is_read_or_refused_as_malformed(text: str) -> None:
     except Malformed:
         return
     assert json.loads(text) == []
+
+
+@pytest.mark.parametrize("text", ["[" + "{}," * 20_000 + "{}]", "[" + "0," * 160_001 + "0]"])
+def test_a_log_with_more_entries_than_any_vm_has_is_not_read_in(text: str) -> None:
+    with pytest.raises(Malformed, match="more than 20000 entries"):
+        eventlog.from_json(text)

@@ -102,3 +102,8 @@ def test_a_certificate_of_an_unknown_version_is_refused() -> None:
 def test_any_extension_is_read_or_refused_as_malformed(extension: bytes) -> None:
     with pytest.raises(Malformed):
         pck.platform(certificate(extension))
+
+
+def test_a_chain_longer_than_any_real_one_is_not_read_in() -> None:
+    with pytest.raises(Malformed, match="larger than 64 KiB"):
+        pck.certificates(b" " * (64 * 1024 + 1))

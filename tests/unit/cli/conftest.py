@@ -10,10 +10,40 @@ from typing import Any
 import pytest
 import requests
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flask.testing import FlaskClient
 
 from cli.client import Client
 from cli.main import casemate
+from core import k256
+from guest import env
+
+ROOT = bytes(range(1, 33))
+SIGNER = k256.public_key(ROOT).hex()
+
+
+class Kms:
+    """The key of one app, signed as a KMS signs it."""
+
+    def __init__(self, app_id: str) -> None:
+        self.key = X25519PrivateKey.generate()
+        public = self.key.public_key().public_bytes_raw()
+        head = b"dstack-env-encrypt-pubkey:" + bytes.fromhex(app_id)
+        now = 1_790_000_000
+        self.answer: dict[str, Any] = {
+            "public_key": public.hex(),
+            "signature": k256.sign_recoverable(ROOT, head + public).hex(),
+            "timestamp": now,
+            "signature_v1": k256.sign_recoverable(
+                ROOT, head + now.to_bytes(8, "big") + public
+            ).hex(),
+        }
+
+    def opened(self, sealed: str) -> dict[str, str]:
+        """What the guest reads, with every name let in."""
+        plain = env.decrypt(self.key.private_bytes_raw(), bytes.fromhex(sealed))
+        names = [each["key"] for each in json.loads(plain)["env"]]
+        return env.variables(plain, names)
 
 
 @dataclass

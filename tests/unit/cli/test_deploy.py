@@ -12,8 +12,7 @@ from attest import compose as document
 from core.errors import Invalid, NotFound
 from image.registry import Image
 from tests.common import rows
-from tests.unit.cli.conftest import Wired
-from tests.unit.cli.test_variables import Kms
+from tests.unit.cli.conftest import Kms, Wired
 
 Run = Callable[..., Result]
 
@@ -98,7 +97,8 @@ def test_variables_are_encrypted_for_the_app_that_is_made(
     run: Run, wired: Wired, app_compose: Path
 ) -> None:
     app_compose.write_text('{"allowed_envs": ["A"], "docker_compose_file": "services: {}"}')
-    kms = Kms(wired, document.app_id(app_compose.read_bytes()).hex())
+    kms = Kms(document.app_id(app_compose.read_bytes()).hex())
+    wired.instead["/prpc/GetAppEnvEncryptPubKey"] = kms.answer
 
     run("vm", "create", "--name", "w", "--app-compose", app_compose, "-e", "A=s3cret", "--stopped")
 
@@ -112,7 +112,8 @@ def test_variables_are_encrypted_for_the_app_that_is_made(
 def test_an_update_is_one_call_and_a_new_document_keeps_new_variables(
     run: Run, wired: Wired, file: Path, vm: dict[str, Any], tmp_path: Path
 ) -> None:
-    kms = Kms(wired, vm["app_id"])
+    kms = Kms(vm["app_id"])
+    wired.instead["/prpc/GetAppEnvEncryptPubKey"] = kms.answer
     (tmp_path / "user").write_text("new")
     wired.asked.clear()
 

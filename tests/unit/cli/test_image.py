@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from cli.client import Client
 from cli.image import image
 from core.errors import NotFound
 from image import manifest
+from vmm import discovery
 
 
 @pytest.fixture
@@ -71,3 +73,35 @@ def test_a_removed_image_is_gone(configuration: Path, images: Path) -> None:
 def test_removing_an_image_that_is_not_there_says_so(configuration: Path) -> None:
     with pytest.raises(NotFound, match="other-0.5.4"):
         run("rm", "-c", configuration, "other-0.5.4")
+
+
+def test_the_running_services_folder_is_the_default(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CASEMATE_DATA_DIR", raising=False)
+    running = [{"address": "unix:/x", "image_path": str(images)}]
+    monkeypatch.setattr(discovery, "running", lambda: running)
+
+    assert "casemate-dev-0.5.11" in run("ls").stdout
+    monkeypatch.setenv("CASEMATE_DATA_DIR", "/nonexistent")
+    assert "casemate-dev-0.5.11" not in run("ls").stdout
+
+
+def test_a_service_on_the_same_folder_is_asked_before_an_image_goes(
+    images: Path, configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, object]] = []
+
+    class Service:
+        def call(self, path: str, **message: object) -> None:
+            asked.append((path, message))
+
+    running = [{"address": "unix:/x", "image_path": str(images)}]
+    monkeypatch.setattr(discovery, "running", lambda: running)
+    monkeypatch.setattr(Client, "found", classmethod(lambda cls: Service()))
+
+    done = run("rm", "-c", configuration, "casemate-dev-0.5.11", "--json")
+
+    assert asked == [("prpc/DeleteImage", {"id": "casemate-dev-0.5.11"})]
+    assert json.loads(done.stdout) == {"name": "casemate-dev-0.5.11"}
+    assert (images / "casemate-dev-0.5.11").exists()

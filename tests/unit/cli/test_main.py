@@ -60,6 +60,61 @@ def test_a_refusal_is_one_line_and_a_code(
     assert capsys.readouterr().err == "casemate: the data directory is in use\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["vm", "logs"], 2, "Missing argument 'VM'"),
+        (["check-config", "-c", "/nonexistent.toml"], 1, "casemate: /nonexistent.toml: "),
+        (["agent"], 2, "--simulate"),
+    ],
+)
+def test_a_failure_is_told_by_code_and_words(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["casemate", *words])
+
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+
+    assert ended.value.code == code
+    complaints = capsys.readouterr().err
+    assert told in complaints
+    assert "Traceback" not in complaints
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (PermissionError(13, "Permission denied", "/data/admin-token"), 1, "/data/admin-token"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_the_host_or_the_user_does_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    code: int,
+    told: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(main.casemate, "invoke", fail)
+    monkeypatch.setattr(sys, "argv", ["casemate", "vm"])
+
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+
+    assert ended.value.code == code
+    assert told in capsys.readouterr().err
+
+
 def test_a_database_is_made_by_hand(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASEMATE_DATA_DIR", str(data_dir / "data"))
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from cli import serve
+from core.config import Config
 from core.errors import Conflict, Invalid
+from vmm.host import Host
 
 ROOT = Path(__file__).parents[3]
 
@@ -97,3 +99,14 @@ def test_a_stale_socket_is_taken_over_and_a_live_one_is_not(data_dir: Path) -> N
 
     assert path.exists()
     assert serve.bind_of(f"unix:{path}") == f"unix:{path}"
+
+
+@pytest.mark.parametrize("setting", ["", "192.0.2.7"])
+def test_a_proxy_over_tcp_is_believed_only_where_it_is_named(
+    config: Config, host: Host, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", setting)
+
+    settings = serve.Server(config, host, None).cfg
+
+    assert settings.forwarded_allow_ips == ([setting] if setting else [])

@@ -7,43 +7,13 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cli import variables
-from core import k256
 from core.errors import Invalid, Upstream
-from guest import env
 from tests.common import rows
-from tests.unit.cli.conftest import Wired
+from tests.unit.cli.conftest import SIGNER, Kms, Wired
 
 Run = Callable[..., Result]
-ROOT = bytes(range(1, 33))
-SIGNER = k256.public_key(ROOT).hex()
-
-
-class Kms:
-    """The key of one app, signed as a KMS signs it."""
-
-    def __init__(self, wired: Wired, app_id: str) -> None:
-        self.key = X25519PrivateKey.generate()
-        public = self.key.public_key().public_bytes_raw()
-        head = b"dstack-env-encrypt-pubkey:" + bytes.fromhex(app_id)
-        now = 1_790_000_000
-        self.answer: dict[str, Any] = {
-            "public_key": public.hex(),
-            "signature": k256.sign_recoverable(ROOT, head + public).hex(),
-            "timestamp": now,
-            "signature_v1": k256.sign_recoverable(
-                ROOT, head + now.to_bytes(8, "big") + public
-            ).hex(),
-        }
-        wired.instead["/prpc/GetAppEnvEncryptPubKey"] = self.answer
-
-    def opened(self, sealed: str) -> dict[str, str]:
-        """What the guest reads, with every name let in."""
-        plain = env.decrypt(self.key.private_bytes_raw(), bytes.fromhex(sealed))
-        names = [each["key"] for each in json.loads(plain)["env"]]
-        return env.variables(plain, names)
 
 
 @pytest.fixture
@@ -56,7 +26,9 @@ def vm(wired: Wired) -> dict[str, Any]:
 
 @pytest.fixture
 def kms(wired: Wired, vm: dict[str, Any]) -> Kms:
-    return Kms(wired, vm["app_id"])
+    made = Kms(vm["app_id"])
+    wired.instead["/prpc/GetAppEnvEncryptPubKey"] = made.answer
+    return made
 
 
 def test_words_win_over_a_file_and_the_environment_fills_names(

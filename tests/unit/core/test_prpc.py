@@ -219,8 +219,22 @@ def test_an_empty_body_is_the_empty_message(body: bytes) -> None:
     ],
 )
 def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
-    with pytest.raises(Invalid, match="request body is not valid JSON"):
+    with pytest.raises(Invalid, match="request body is not (valid JSON|a JSON object)"):
         prpc.read_json(body)
+
+
+def test_marks_inside_of_texts_are_no_values() -> None:
+    text = '{"a": "' + '{[,\\"' * 100_000 + '"}'
+
+    assert prpc.read_json(text.encode()) == {"a": '{[,"' * 100_000}
+
+
+def test_more_values_than_any_message_has_are_refused() -> None:
+    few, many = (b'{"a": [%s0]}' % (b"0," * count) for count in (99_990, 100_000))
+
+    assert len(prpc.read_json(few)["a"]) == 99_991  # type: ignore[index]
+    with pytest.raises(Invalid, match="more than 100000 values"):
+        prpc.read_json(many)
 
 
 def test_a_query_string_is_read_by_the_kinds_of_the_fields() -> None:

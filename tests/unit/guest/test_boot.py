@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from attest import ratls
+from core import proc
 from core.certs import spki_der
 from core.errors import CasemateError, Invalid
-from guest import boot, certs, channel, disk, init, keys, simulator
+from guest import boot, channel, disk, init, keys, simulator, tee
 from guest.channel import Notifier
-from guest.identity import App
+from guest.events import event_log
+from guest.evidence import Evidence
+from guest.identity import App, SysConfig
+from guest.provision import Provisioned
 from guest.service import Agent
 from guest.settings import GUEST, Settings
 from tests.unit.guest.test_env import document, seal
@@ -54,6 +60,50 @@ def test_an_environment_nobody_can_open_stops_the_boot(tmp_path: Path, agent: Ag
     assert boot.open_environment(b"", without_key, app(tmp_path), tmp_path) == {}
 
 
+def test_an_environment_of_somebody_else_stops_the_boot(tmp_path: Path, agent: Agent) -> None:
+    app_keys = dataclasses.replace(agent.vm().keys, env_crypt_key=os.urandom(32))
+    given = app(
+        tmp_path,
+        allowed_envs=["APP_LAUNCH_TOKEN", "A"],
+        requirements={"launch_token_hash": hashlib.sha256(b"mine").hexdigest()},
+    )
+
+    for replaced in (document(("A", "1")), document(("APP_LAUNCH_TOKEN", "theirs"))):
+        with pytest.raises(Invalid, match="APP_LAUNCH_TOKEN"):
+            boot.open_environment(seal(app_keys.env_crypt_key, replaced), app_keys, given, tmp_path)
+    with pytest.raises(Invalid, match="APP_LAUNCH_TOKEN"):
+        boot.open_environment(b"", app_keys, given, tmp_path)
+    assert not (tmp_path / ".decrypted-env").exists()
+    ours = seal(app_keys.env_crypt_key, document(("APP_LAUNCH_TOKEN", "mine"), ("A", "1")))
+    assert boot.open_environment(ours, app_keys, given, tmp_path)["A"] == "1"
+
+
+@pytest.fixture
+def compose_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A docker-compose that says which images it would start."""
+    monkeypatch.setattr(boot, "WORK", tmp_path)
+    program = tmp_path / "docker-compose"
+    monkeypatch.setattr(proc, "CLEAN_ENV", {**proc.CLEAN_ENV, "PATH": f"{tmp_path}:/usr/bin:/bin"})
+
+    def lists(images: str) -> None:
+        program.write_text(f'#!/bin/sh\ncase "$*" in *" config --images") echo "{images}";; esac\n')
+        program.chmod(0o755)
+
+    return lists
+
+
+def test_an_app_that_requires_digests_starts_nothing_that_can_change(
+    compose_lists: Callable[[str], None],
+) -> None:
+    pinned = "nginx@sha256:" + "ab" * 32
+    compose_lists(f"{pinned}\nlocalhost/casemate-hello:1")
+    boot.check_images({})
+
+    compose_lists(f"{pinned}\nredis:7")
+    with pytest.raises(Invalid, match="redis:7 can change"):
+        boot.check_images({})
+
+
 def test_the_work_folder_has_what_an_app_looks_for(tmp_path: Path) -> None:
     text = "services:\n  a: {image: 'b'}\n# ünï\n"
     shared, work = tmp_path / "shared", tmp_path / "work"
@@ -72,10 +122,11 @@ def test_the_work_folder_has_what_an_app_looks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        ({"key_provider": "kms"}, "key_provider kms"),
-        ({"kms_enabled": True}, "key_provider kms"),
         ({"key_provider": "local"}, "key_provider local"),
+        ({"local_key_provider_enabled": True}, "key_provider local"),
+        ({"key_provider": "tpm"}, "key_provider tpm"),
         ({"runner": "pod"}, "runner pod"),
+        ({"runner": "bash", "require_digest": True}, "require_digest"),
         ({"storage_fs": "zfs"}, "storage_fs zfs"),
     ],
 )
@@ -84,6 +135,89 @@ def test_what_this_image_cannot_do_is_refused_by_name(
 ) -> None:
     with pytest.raises(Invalid, match=names):
         boot.check(app(tmp_path, **fields))
+
+
+class Recorded(boot.Boot):
+    """A boot without disk, KMS and engine that notes what RTMR3 held at each step."""
+
+    def __init__(self, settings: Settings, log: list[str]) -> None:
+        told = Told()
+        super().__init__(settings, boot.Progress(told), told, lambda: None)
+        self.steps = log
+        self.measured: list[list[str]] = []
+
+    def note(self, step: str) -> None:
+        events = event_log(self._settings, tee.detect(self._settings)).runtime_events()
+        self.steps.append(step)
+        self.measured.append([f"{event.event} {event.event_payload.hex()}" for event in events])
+
+    def _given(self, app: App, sys_config: SysConfig, proof: Evidence) -> Provisioned:
+        self.note("keys asked for")
+        given = boot.app_keys_of(keys.from_seed(os.urandom(32)), proof)
+        return Provisioned(given, b"")
+
+    def _data_disk(self, key: bytes, *, is_lasting: bool) -> None:
+        pass
+
+
+@pytest.fixture
+def booted(
+    guest: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Recorded]:
+    """Boots an app-compose with the given fields up to its scripts."""
+    shared = tmp_path / "shared"
+    settings = dataclasses.replace(
+        guest,
+        app_compose=shared / "app-compose.json",
+        app_keys=shared / ".appkeys.json",
+        sys_config=shared / ".sys-config.json",
+        instance_info=shared / ".instance_info",
+        tee_seed=shared / ".tee-simulator.json",
+        runtime_log=tmp_path / "log/events.log",
+    )
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags : fpu\n")
+    monkeypatch.setattr(boot, "WORK", tmp_path / "work")
+    monkeypatch.setattr(boot, "HOST_SHARED", shared)
+
+    def start(**fields: object) -> Recorded:
+        made = Recorded(settings, [])
+
+        def copy_in(mount_point: Path, target: Path) -> None:
+            target.mkdir()
+            (target / "app-compose.json").write_text(json.dumps(fields))
+            seed = json.dumps({"platform": "dstack-tdx", "seed": "11" * 32})
+            (target / ".tee-simulator.json").write_text(seed)
+
+        monkeypatch.setattr(boot.share, "copy_in", copy_in)
+        monkeypatch.setattr(boot, "run_script", lambda name, text, _: made.note(f"{name}: {text}"))
+        monkeypatch.setattr(boot, "compose_up", lambda _: made.note("compose"))
+        made.run()
+        return made
+
+    return start
+
+
+@pytest.mark.parametrize("key_provider", ["kms", "none"])
+def test_keys_are_given_and_scripts_run_only_after_the_app_was_measured(
+    booted: Callable[..., Recorded], key_provider: str
+) -> None:
+    fields = {"key_provider": key_provider, "init_script": "one", "pre_launch_script": "two"}
+
+    made = booted(**fields)
+
+    asked = ["keys asked for"] if key_provider == "kms" else []
+    assert made.steps == [*asked, "init-script: one", "pre-launch: two", "compose"]
+    compose_hash = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    script_hash = hashlib.sha256(b"one").hexdigest()
+    for measured in made.measured:
+        assert measured[1] == f"app-id {compose_hash[:40]}"
+        assert measured[2:4] == [f"compose-hash {compose_hash}", f"init-script-hash {script_hash}"]
+        assert "boot-mr-done " in measured
+    if key_provider == "kms":
+        assert made.measured[0][-1] == "boot-mr-done "
+    # By the time a script of the app runs, no event of it can pass for one of the platform.
+    assert all(measured[-1] == "system-ready " for measured in made.measured[len(asked) :])
 
 
 def test_a_root_certificate_attests_its_own_key(agent: Agent) -> None:

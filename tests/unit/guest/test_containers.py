@@ -37,6 +37,7 @@ class StandIn:
         self.asked: list[str] = []
         self.log = frame(1, b"out\n") + frame(2, b"err\n")
         self.is_tty = False
+        self.left = threading.Event()
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.bind(str(path))
         self.sock.listen()
@@ -52,8 +53,12 @@ class StandIn:
                 path = file.readline().split()[1].decode()
                 self.asked.append(path)
                 status, body = self._answer(path)
-                head = f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n"
+                length = "" if "follow=1" in path else f"Content-Length: {len(body)}\r\n"
+                head = f"HTTP/1.1 {status} x\r\n{length}\r\n"
                 client.sendall(head.encode() + body)
+                if "follow=1" in path:
+                    file.read()
+                    self.left.set()
 
     def _answer(self, path: str) -> tuple[int, bytes]:
         if path.startswith("/containers/json"):
@@ -148,6 +153,37 @@ def test_other_moments_and_tails_are_refused(text: str) -> None:
         containers.tail(text if not text.isdigit() or not text.isascii() else "1" * 10)
 
 
-def test_escape_sequences_are_removed() -> None:
-    text = "\x1b[31mred\x1b[0m \x1b]0;title\x07plain\x1b(B\x1bM end"
-    assert containers.without_ansi(text) == "red plain end"
+@pytest.mark.parametrize("is_tty", [False, True])
+def test_a_followed_log_ends_at_once_when_its_reader_leaves(
+    stand_in: StandIn, engine: Engine, is_tty: bool
+) -> None:
+    stand_in.is_tty = is_tty
+    ours, theirs = socket.socketpair()
+
+    frames = engine.logs("web", LogQuery(follow=True), ours)
+    assert next(frames).data.startswith(b"out" if not is_tty else b"\x01")
+    theirs.close()
+    rest = list(frames)
+
+    assert len(rest) <= 1
+    assert stand_in.left.wait(5)
+
+
+def test_a_followed_log_ends_when_it_is_silent_for_long(
+    stand_in: StandIn, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "FOLLOW_IDLE_S", 0.1)
+
+    frames = list(engine.logs("web", LogQuery(follow=True)))
+
+    assert [frame.channel for frame in frames] == ["stdout", "stderr"]
+    assert stand_in.left.wait(5)
+
+
+def test_an_engine_that_breaks_off_ends_the_log(stand_in: StandIn, engine: Engine) -> None:
+    stand_in.log = frame(1, b"whole\n") + frame(1, b"x" * 100)[:20]
+
+    frames = list(engine.logs("web", LogQuery()))
+
+    assert frames[0].data == b"whole\n"
+    assert b"".join(each.data for each in frames[1:]) == b"x" * 12

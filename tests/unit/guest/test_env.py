@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -111,3 +112,31 @@ def test_a_shell_reads_the_values_back(tmp_path: Path) -> None:
     done = run(["sh", "-c", '. "$0"; printf "%s|%s" "$A" "$B"', tmp_path / "env"])
 
     assert done.stdout.decode() == f"{values['A']}|{values['B']}"
+
+
+TOKEN_HASH = hashlib.sha256(b"opensesame").hexdigest()
+
+
+def test_an_app_may_want_a_token_that_only_its_owner_knows() -> None:
+    env.check_launch_token({}, "")
+    env.check_launch_token({"APP_LAUNCH_TOKEN": "opensesame"}, TOKEN_HASH)
+    env.check_launch_token({"APP_LAUNCH_TOKEN": "opensesame"}, f"0x{TOKEN_HASH.upper()}")
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({}, TOKEN_HASH),
+        ({"TOKEN": "opensesame"}, TOKEN_HASH),
+        ({"APP_LAUNCH_TOKEN": "opensesam"}, TOKEN_HASH),
+        ({"APP_LAUNCH_TOKEN": ""}, TOKEN_HASH),
+        ({"APP_LAUNCH_TOKEN": TOKEN_HASH}, TOKEN_HASH),
+        ({"APP_LAUNCH_TOKEN": "opensesame"}, TOKEN_HASH[:-2]),
+        ({"APP_LAUNCH_TOKEN": "opensesame"}, "ünï"),
+    ],
+)
+def test_an_environment_without_the_right_launch_token_is_refused(
+    values: dict[str, str], wanted: str
+) -> None:
+    with pytest.raises(Invalid, match="APP_LAUNCH_TOKEN"):
+        env.check_launch_token(values, wanted)

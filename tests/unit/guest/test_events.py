@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 from attest import eventlog, quote
 from core.errors import Invalid
 from guest.events import EventLog, LogMismatch
-from guest.tee import NoTee, Simulated
+from guest.tee import NoTee, Simulated, Tee
+from tests.unit.guest.kernel import KernelTdx, kernel_snp
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def platform(tmp_path: Path) -> Simulated:
     return made
 
 
-def log_on(tmp_path: Path, platform: Simulated) -> EventLog:
+def log_on(tmp_path: Path, platform: Tee) -> EventLog:
     """A log as each process has its own of the same file."""
     return EventLog(tmp_path / "log/events.log", tmp_path / "lock", platform)
 
@@ -107,6 +110,117 @@ def test_a_crash_between_append_and_extension_is_made_good(
     survivor.emit("after", b"")
     assert [event.event for event in survivor.runtime_events()] == ["before", "cut off", "after"]
     assert replays(survivor, platform) and replays(log, platform)
+
+
+@pytest.fixture(params=["tdx", "simulated"])
+def registers(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Tee]:
+    """Gives each process its own view of one platform with registers."""
+    if request.param == "tdx":
+        return lambda: KernelTdx(tmp_path / "kernel")
+    Simulated(bytes(32), tmp_path / "registers").reset()
+    return lambda: Simulated(bytes(32), tmp_path / "registers")
+
+
+def agrees(log: EventLog, platform: Tee) -> bool:
+    """Whether RTMR3 inside a quote is what the log given with it replays to."""
+    quoted = log.quoted(lambda: platform.quote(bytes(64)))
+    if isinstance(platform, Simulated):
+        inside = quote.parse(quoted.quote).report.rtmrs[3]
+    else:
+        inside = quoted.quote[-48:]
+    return inside == quoted.registers[3] == eventlog.replay(quoted.events, 3)
+
+
+def in_a_process(work: Callable[[], object]) -> int:
+    """Runs `work` in a forked process; its exit status, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_process_killed_around_the_extension_leaves_log_and_register_equal(
+    tmp_path: Path, registers: Callable[[], Tee], moment: str
+) -> None:
+    log_on(tmp_path, registers()).emit("first", b"")
+
+    def killed() -> None:
+        platform = registers()
+        extend = platform.extend
+
+        def die(imr: int, digest: bytes) -> None:
+            if moment == "after":
+                extend(imr, digest)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        platform.extend = die  # type: ignore[method-assign]
+        log_on(tmp_path, platform).emit("cut off", b"payload")
+
+    assert in_a_process(killed) == -signal.SIGKILL
+
+    platform = registers()
+    survivor = log_on(tmp_path, platform)
+    assert agrees(survivor, platform)
+    survivor.emit("next", b"")
+    assert agrees(survivor, platform)
+    assert [event.event for event in survivor.runtime_events()] == ["first", "cut off", "next"]
+
+
+def test_sixteen_callers_on_the_kernels_registers_always_agree(
+    tmp_path: Path, registers: Callable[[], Tee]
+) -> None:
+    views = [(platform := registers(), log_on(tmp_path, platform)) for _ in range(4)]
+
+    def work(number: int) -> bool:
+        platform, log = views[number % 4]
+        agreed = True
+        for turn in range(5):
+            log.emit(f"event-{number}-{turn}", os.urandom(turn), 1 + turn % 2)
+            agreed &= agrees(log, platform)
+        return agreed
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(work, range(16)))
+    assert len({event.event for event in views[0][1].runtime_events()}) == 80
+
+
+def test_on_snp_sixteen_callers_get_one_log_that_only_grows(tmp_path: Path) -> None:
+    platform = kernel_snp(tmp_path / "kernel")
+    logs = [log_on(tmp_path, platform) for _ in range(4)]
+
+    def work(number: int) -> list[list[str]]:
+        log, seen = logs[number % 4], []
+        for turn in range(5):
+            log.emit(f"event-{number}-{turn}", b"")
+            quoted = log.quoted(lambda: platform.quote(bytes(64)))
+            assert quoted.quote.startswith(b"report of casemate-") and quoted.registers == ()
+            seen.append([event.event for event in quoted.events])
+        return seen
+
+    with ThreadPoolExecutor(16) as pool:
+        seen = [names for answers in pool.map(work, range(16)) for names in answers]
+
+    whole = [event.event for event in logs[0].runtime_events()]
+    assert len(whole) == len(set(whole)) == 80
+    assert all(names == whole[: len(names)] for names in seen)
+
+
+def test_on_snp_a_killed_process_loses_no_event_it_wrote(tmp_path: Path) -> None:
+    platform = kernel_snp(tmp_path / "kernel")
+
+    def killed() -> None:
+        platform.extend = lambda imr, digest: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        log_on(tmp_path, platform).emit("cut off", b"")
+
+    assert in_a_process(killed) == -signal.SIGKILL
+
+    survivor = log_on(tmp_path, platform)
+    survivor.emit("next", b"")
+    assert [event.event for event in survivor.runtime_events()] == ["cut off", "next"]
 
 
 def test_a_line_cut_in_the_middle_is_dropped_because_it_was_never_measured(

@@ -316,6 +316,36 @@ def test_logs_come_in_four_forms(public: FlaskClient, engine: StandIn) -> None:
     assert public.get("/logs/web?text=1&bare=yes&ansi=on").data.startswith(b"\x1b[31m")
 
 
+def test_what_is_cut_by_a_frames_end_is_put_together_for_each_channel(
+    public: FlaskClient, engine: StandIn
+) -> None:
+    from tests.unit.guest.test_containers import frame
+
+    red = "\x1b[31mrouge é\x1b[0m\n".encode()
+    cut = [(1, red[:3]), (2, b"\x1b]0;ti"), (1, red[3:12]), (2, b"tle\x07e\x9b"), (1, red[12:])]
+    engine.log = b"".join(frame(stream, data) for stream, data in cut) + frame(2, b"\xc3")
+
+    assert public.get("/logs/web?text&bare").data.decode() == "rouge e\ufffdé\n\ufffd"
+    lines = [json.loads(line) for line in public.get("/logs/web?text").data.splitlines()]
+    out = "".join(line["message"] for line in lines if line["channel"] == "stdout")
+    assert out == red.decode()
+
+
+def test_a_terminals_log_is_one_stream(public: FlaskClient, engine: StandIn) -> None:
+    engine.is_tty, engine.log = True, b"\x1b[31mtty\x1b[0m\r\n" + b"\1\0\0\0\0\0\0\2no"
+
+    (line,) = public.get("/logs/web?text").data.splitlines()
+
+    assert json.loads(line)["channel"] == "stdout"
+    assert public.get("/logs/web?text&bare").data.startswith(b"tty\r\n\1\0")
+
+
+@pytest.mark.parametrize("value", ["", "=", "=true", "=1", "=on", "=yes", "=TRUE"])
+def test_a_flag_is_set_in_many_ways(public: FlaskClient, engine: StandIn, value: str) -> None:
+    assert public.get(f"/logs/web?bare{value}&text{value}").data == b"out\nerr\n"
+    assert public.get("/logs/web?bare=no&text=0").data.startswith(b'{"channel"')
+
+
 @pytest.mark.parametrize("query", ["since=x", "until=1w", "tail=-1"])
 def test_a_wrong_log_query_is_400(public: FlaskClient, engine: StandIn, query: str) -> None:
     assert is_error(public.get(f"/logs/web?{query}"), 400)

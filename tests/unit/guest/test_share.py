@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from core import files
 from core.errors import CasemateError, Invalid, TooLarge
 from core.proc import run
 from guest import share
@@ -132,6 +135,68 @@ def test_a_link_swapped_in_during_the_copy_is_never_followed(given: Path, tmp_pa
         stop.set()
         swapping.join()
     assert copied > 0
+
+
+def test_a_link_in_any_component_of_the_path_is_refused(given: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "a/b/c"
+    inner.mkdir(parents=True)
+    (inner / "app-compose.json").write_text("{}")
+    share.copy(inner, tmp_path / "copy")
+
+    for number, part in enumerate((tmp_path / "a", tmp_path / "a/b", inner)):
+        part.rename(away := tmp_path / f"away{number}")
+        part.symlink_to(away)
+        with pytest.raises(Invalid, match="cannot be opened safely"):
+            share.copy(inner, tmp_path / f"copy{number}")
+        part.unlink()
+        away.rename(part)
+
+
+def test_a_device_is_refused(given: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a device")
+    os.mknod(given / ".instance_info", stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero
+
+    with pytest.raises(Invalid, match="not a regular file"):
+        share.copy(given, tmp_path / "copy")
+
+
+def test_of_ten_thousand_swaps_of_file_and_folder_none_is_followed(tmp_path: Path) -> None:
+    secret, shared = tmp_path / "secret", tmp_path / "shared"
+    for folder, text in ((secret, SECRET), (shared, b"plain")):
+        folder.mkdir()
+        (folder / "a").write_bytes(text)
+    stop = threading.Event()
+
+    def swap() -> None:
+        kept, link, file = tmp_path / "kept", tmp_path / "link", shared / "link"
+        while not stop.is_set():
+            shared.rename(kept)
+            link.symlink_to(secret)
+            link.rename(shared)  # the folder is a link now
+            shared.unlink()
+            kept.rename(shared)
+            file.symlink_to(secret / "a")
+            file.replace(shared / "a")  # the file is one
+            (shared / "b").write_bytes(b"plain")
+            (shared / "b").replace(shared / "a")
+
+    swapping = threading.Thread(target=swap)
+    seen: Counter[str] = Counter()
+    swapping.start()
+    try:
+        for _ in range(10_000):
+            try:
+                data = files.read_capped(shared / "a", 1024)
+                seen["followed" if data == SECRET else "plain"] += 1
+            except (FileNotFoundError, Invalid) as refusal:
+                seen[type(refusal).__name__] += 1
+    finally:
+        stop.set()
+        swapping.join()
+
+    assert seen["followed"] == 0
+    assert seen["plain"] and seen["Invalid"], seen
 
 
 def test_the_disk_is_found_by_its_label_whatever_its_place(tmp_path: Path) -> None:

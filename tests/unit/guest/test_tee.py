@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from attest import eventlog, quote
+from attest import eventlog, os_image, quote, vm_config
 from attest.eventlog import Event
 from core.errors import Invalid, Unsupported
 from guest import settings, tee
 from guest.settings import Settings
-from guest.tee import NoTee, ReportFolder, SevSnp, Simulated, Tdx
+from guest.tee import NoTee, SevSnp, Simulated, Tdx
+from tests.common import evidence
+from tests.unit.guest.kernel import Configfs
 
 SEED = json.dumps({"platform": "dstack-tdx", "seed": "11" * 32})
 
@@ -67,30 +69,6 @@ def test_a_broken_simulator_file_is_refused(guest: Settings, text: str) -> None:
 
     with pytest.raises(Invalid):
         tee.detect(guest)
-
-
-class Configfs:
-    """What the kernel does in configfs-tsm: a new entry has its files at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.asked: list[bytes] = []
-        folder.mkdir(parents=True)
-
-    def mkdir(self, entry: Path) -> None:
-        assert entry.parent == self.folder
-        entry.mkdir()
-        (entry / "outblob").write_bytes(b"report of " + entry.name.encode())
-        (entry / "auxblob").write_bytes(b"certificates")
-
-    def rmdir(self, entry: Path) -> None:
-        self.asked.append((entry / "inblob").read_bytes())
-        for file in entry.iterdir():
-            file.unlink()
-        entry.rmdir()
-
-    def reports(self) -> ReportFolder:
-        return ReportFolder(self.folder, self.mkdir, self.rmdir)
 
 
 @pytest.fixture
@@ -153,3 +131,20 @@ def test_a_simulated_quote_carries_report_data_and_registers(tmp_path: Path) -> 
     events: tuple[Event, ...] = platform.boot_events()
     assert [eventlog.replay(events, imr) for imr in range(3)] == list(report.rtmrs[:3])
     assert (tmp_path / "registers").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_simulated_guest_was_launched_from_the_image_that_its_host_describes(
+    guest: Settings,
+) -> None:
+    described = evidence.vm_config()
+    guest.tee_seed.write_text(SEED)
+    guest = dataclasses.replace(guest, sys_config=guest.state / ".sys-config.json")
+    guest.sys_config.write_text(json.dumps({"vm_config": described}))
+    platform = tee.detect(guest)
+    assert isinstance(platform, Simulated)
+    platform.reset()
+
+    report = quote.parse(platform.quote(bytes(64))).report
+
+    os_image.check_tdx(report, platform.boot_events(), vm_config.parse(described), None)
+    assert report.mrtd == evidence.MEASURED.mrtd_single_pass

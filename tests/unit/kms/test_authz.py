@@ -65,7 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[Service]:
     made = Service()
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=[0.01], daemon=True).start()
     yield made
     made.shutdown()
     made.server_close()

@@ -63,8 +63,8 @@ def test_an_unknown_key_warns_and_is_ignored(
         ('[core.auth_api.webhook]\nurl = "ftp://x"', "core.auth_api.webhook.url"),
         ('[core.auth_api]\ntype = "ethereum"', "core.auth_api.ethereum.rpc_url"),
         (
-            '[core.auth_api]\ntype = "ethereum"\n[core.auth_api.ethereum]\nrpc_url = "http://x"\n'
-            'contract = "0x12"',
+            '[core.auth_api]\ntype = "ethereum"\n'
+            + '[core.auth_api.ethereum]\nrpc_url = "http://x"\ncontract = "0x12"',
             "core.auth_api.ethereum.contract",
         ),
         (WEBHOOK + '[core.onboard]\nauto_bootstrap_domain = "a..b"', "auto_bootstrap_domain"),

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import Config
+from image.registry import Image
 from models.port import PortLease
 from models.vm import VmEvent
 from tests.common import rows
@@ -73,7 +76,23 @@ def test_the_apps_url_is_the_mapping_to_the_agents_port(
     assert describe(rows.vm(ports=ports), config, brief=True)["app_url"] == url
 
 
-def test_a_vm_that_never_ran_says_so(config: Config) -> None:
+@pytest.mark.parametrize(
+    ("urls", "url"),
+    [
+        ([], "https://" + "cd" * 20 + "-8090.localhost:8082"),
+        (["https://gw.example.com"], "https://" + "cd" * 20 + "-8090.gw.example.com"),
+        (["https://gw.example.com:9200"], "https://" + "cd" * 20 + "-8090.gw.example.com:9200"),
+    ],
+)
+def test_the_apps_url_is_at_its_gateway(config: Config, urls: list[str], url: str) -> None:
+    vm = rows.vm(options={"gateway": True, "gateway_urls": urls}, ports=[lease(8090, "127.0.0.1")])
+
+    assert describe(vm, config, brief=True)["app_url"] == "http://127.0.0.1:8000/"
+    vm.instance_id = "cd" * 20
+    assert describe(vm, config, brief=True)["app_url"] == url
+
+
+def test_a_vm_that_never_ran_says_so(config: Config, image: Image) -> None:
     shown = describe(rows.vm(), config, brief=True)
 
     assert (shown["status"], shown["uptime"], shown["exited_at"]) == ("stopped", "never", "never")
@@ -93,14 +112,43 @@ def test_a_running_vm_tells_how_long(config: Config) -> None:
     assert (shown["status"], shown["uptime"], shown["exited_at"]) == ("running", "2h 30m", "never")
 
 
-def test_an_ended_vm_tells_since_when(config: Config) -> None:
+def test_an_ended_vm_tells_since_when(config: Config, image: Image) -> None:
     vm = rows.vm(
         wished=Wished.RUNNING, started_ms=now_ms() - 2 * HOUR, stopped_ms=now_ms() - HOUR - 100
     )
+    (config.run_path / vm.id).mkdir(parents=True)
 
     shown = describe(vm, config, brief=True)
 
     assert (shown["status"], shown["uptime"], shown["exited_at"]) == ("exited", "never", "1h")
+
+
+def test_a_vm_whose_files_are_gone_is_unknown(config: Config, image: Image) -> None:
+    ran = rows.vm(stopped_ms=now_ms())
+    imageless = rows.vm(image="gone-0.5.4")
+    unreadable = rows.vm(options={"unreadable": "no JSON"})
+    removed = rows.vm(image="gone-0.5.4", wished=Wished.REMOVED)
+
+    shown = [
+        describe(vm, config, brief=True)["status"] for vm in (ran, imageless, unreadable, removed)
+    ]
+
+    assert shown == ["unknown", "unknown", "unknown", "removing"]
+
+
+def test_cards_are_shown_as_they_will_be(config: Config) -> None:
+    node = replace(config.cvm.networking, bridge="br0", mac_prefix="52:54:00")
+    changed = replace(config, cvm=replace(config.cvm, networking=node))
+    cards = {"networks": [{"mode": "bridge"}, {"mode": ""}]}
+    vm = rows.vm(id="vm-123", options=cards)
+
+    first, second = describe(vm, changed, brief=True)["interfaces"]
+
+    assert (first["backend"], first["bridge_name"]) == ("tap_bridge", "br0")
+    assert (second["backend"], second["bridge_name"]) == ("slirp", None)
+    assert first["mac"].startswith("52:54:00:")
+    # A bridge that the configuration has no more: nothing can be said.
+    assert describe(vm, config, brief=True)["interfaces"] == []
 
 
 def test_details_have_every_field_of_the_message_and_the_whole_configuration(

@@ -85,3 +85,12 @@ def test_without_a_runtime_directory_it_is_the_users(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("XDG_RUNTIME_DIR")
 
     assert discovery.folder() == Path(f"/run/user/{os.getuid()}/dstack-vmm")
+
+
+def test_the_systems_service_is_found_too(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "SYSTEM", data_dir / "systems")
+    (data_dir / "systems").mkdir()
+    entry = {"pid": os.getpid(), "address": "unix:/run/casemate/http.sock", "started_at": 1}
+    (data_dir / "systems/x.json").write_text(json.dumps(entry))
+
+    assert discovery.running() == [entry]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.config import Config
-from core.errors import CasemateError, Invalid, NotFound, Unsupported
+from core.errors import CasemateError, Invalid, NotFound
 from models.base import Database
 from models.vm import Vm
 from tests.common import rows
@@ -48,11 +48,6 @@ def events(api: HostApi, vm_id: str = VM_ID) -> list[tuple[str, str]]:
 def test_a_guest_learns_the_hosts_name_and_version(api: HostApi) -> None:
     assert api.answer("Info", {}) == {"name": "casemate", "version": VERSION}
     assert api.answer("HostApi.Info", {}) == {"name": "casemate", "version": VERSION}
-
-
-def test_there_is_no_key_provider(api: HostApi) -> None:
-    with pytest.raises(Unsupported, match="Key provider is not enabled"):
-        api.answer("GetSealingKey", {"quote": "00"})
 
 
 @pytest.mark.parametrize("method", ["", "Nope", "RemoveVm", "Teepod.RemoveVm", "notify"])

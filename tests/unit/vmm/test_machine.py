@@ -19,7 +19,14 @@ import pytest
 
 from attest import compose, mr_config
 from core import prpc
-from core.config import Config, GpuConfig, NetworkingConfig, PortMappingConfig, PortRange
+from core.config import (
+    Config,
+    GpuConfig,
+    HostApiConfig,
+    NetworkingConfig,
+    PortMappingConfig,
+    PortRange,
+)
 from core.errors import Conflict, Invalid, Unavailable
 from image import manifest, registry
 from image.registry import Image
@@ -31,6 +38,7 @@ from tests.common.waiting import free_port, until
 from vmm import companion, process, reconcile
 from vmm.accel import Accelerator
 from vmm.background import Background
+from vmm.description import describe
 from vmm.host import Host, sev_numbers
 from vmm.network import mac_address
 from vmm.schemas import Configuration, VmConfiguration
@@ -58,6 +66,10 @@ def root(tmp_path: Path) -> Path:
         (folder / "device").write_text(f"0x{device}\n")
         (folder / "class").write_text(f"0x{kind}\n")
         (folder / "numa_node").write_text(f"{node}\n")
+        (folder / "driver").symlink_to("../../drivers/vfio-pci")
+    (tmp_path / "sys/bus/pci/drivers/vfio-pci").mkdir(parents=True)
+    for bridge in ("br0", "br7"):
+        (tmp_path / "sys/class/net" / bridge).mkdir(parents=True)
     return tmp_path
 
 
@@ -204,6 +216,17 @@ def test_a_snp_vm_is_started_with_what_qemu_says_of_the_host(
     assert (measured["vcpus"], measured["vcpu_type"]) == (1, "EPYC-v4")
 
 
+def test_a_simulated_vm_describes_its_image_for_verifiers(vms: Vms, image: Image) -> None:
+    (image.directory / "measurement.tdx.cbor").write_bytes(b"\xa0")
+
+    config = told(vms, vms.create(wanted(simulated_tee="dstack-tdx")))[1]
+
+    assert config["tdx_attestation_variant"] == "lite"
+    assert base64.b64decode(config["tdx_measurement"]["measurement"]) == b"\xa0"
+    sums = (image.directory / "sha256sum.txt").read_bytes()
+    assert base64.b64decode(config["tdx_measurement"]["checksum_file"]) == sums
+
+
 @pytest.mark.parametrize(
     ("said", "complained", "match"),
     [
@@ -339,6 +362,32 @@ def test_a_guest_with_vsock_is_known_by_its_number(on: Callable[..., Vms]) -> No
             background._answer_of(unknown)
 
 
+def has_vsock() -> bool:
+    try:
+        socket.socket(socket.AF_VSOCK).close()
+        return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_vsock(), reason="this kernel has no vsock")
+def test_the_host_api_is_served_once_the_device_is_there(
+    on: Callable[..., Vms], root: Path
+) -> None:
+    (root / "dev/vhost-vsock").unlink()
+    vms = on()
+    own_port = HostApiConfig(port=100_000 + os.getpid())
+    background = Background(replace(vms, config=replace(vms.config, host_api=own_port)))
+    background._hear()
+    assert background.listener is None
+
+    (root / "dev/vhost-vsock").touch()
+    background._hear()
+
+    assert background.listener is not None
+    background.listener.close()
+
+
 # Numbers ---------------------------------------------------------------------------------------------
 
 
@@ -400,13 +449,7 @@ def test_memory_and_gpus_are_near_each_other(
     vms = on("tdx", gpu=GPUS)
     gpus = {"gpus": [{"slot": "3b:00.0"}, {"slot": SWITCH}], "attach_mode": "listed"}
 
-    # Checked on the stand-in for sysfs when it is started; there is no GPU in this one.
-    vm_id = vms.create(wanted(vcpu=5, memory=3000, stopped=True))
-    with vms.database.writing() as session:
-        vm = session.get_one(Vm, vm_id)
-        vm.options = {**vm.options, "gpus": gpus}
-        vm.hugepages = vm.pin_numa = True
-    vms.start(vm_id)
+    vm_id = vms.create(wanted(vcpu=5, memory=3000, gpus=gpus, hugepages=True, pin_numa=True))
 
     golden("launch/tdx-hugepages-gpus.txt", argv(vms, vm_id))
     config = told(vms, vm_id)[1]
@@ -433,13 +476,30 @@ def test_a_host_that_says_nothing_of_its_nodes_pins_nobody(
         on().create(wanted(no_tee=True, pin_numa=True))
 
 
+def test_a_gpu_of_another_driver_is_named(on: Callable[..., Vms], root: Path) -> None:
+    vms = on(gpu=GPUS)
+    driver = root / "sys/bus/pci/devices" / GPU / "driver"
+    driver.unlink()
+
+    for name in ("no driver", "nvidia"):
+        if name == "nvidia":
+            (root / "sys/bus/pci/drivers/nvidia").mkdir()
+            driver.symlink_to("../../drivers/nvidia")
+        with pytest.raises(Invalid, match=f"{GPU} is bound to {name}; bind it to vfio-pci"):
+            vms.create(wanted(no_tee=True, gpus={"attach_mode": "all"}))
+
+
+def test_a_bridge_that_is_not_there_is_named(on: Callable[..., Vms]) -> None:
+    vms = on(networking=NetworkingConfig(mode="bridge", bridge="br9"))
+
+    with pytest.raises(Invalid, match="networking: this host has no bridge br9"):
+        vms.create(wanted(no_tee=True))
+
+
 def test_a_gpu_that_another_vm_holds_is_named(on: Callable[..., Vms]) -> None:
     vms = on(gpu=GPUS)
-    both = [vms.create(wanted(no_tee=True, stopped=True)) for _ in range(2)]
-    for vm_id in both:
-        with vms.database.writing() as session:
-            vm = session.get_one(Vm, vm_id)
-            vm.options = {**vm.options, "gpus": {"attach_mode": "all"}}
+    everything = {"attach_mode": "all"}
+    both = [vms.create(wanted(no_tee=True, stopped=True, gpus=everything)) for _ in range(2)]
     vms.start(both[0])
     assert f"vfio-pci,host={GPU},bus=pci.1" in argv(vms, both[0])
 
@@ -575,7 +635,7 @@ def test_passt_binds_the_ports_and_ends_with_its_vm(on: Callable[..., Vms]) -> N
 
     passt = folder(vms, vm_id) / "passt0"
     assert process.find(passt) is not None
-    assert f"addr.path={passt}/sock" in " ".join(process.launched(folder(vms, vm_id)))
+    assert f"addr.path={passt}/run/sock" in " ".join(process.launched(folder(vms, vm_id)))
     with socket.create_connection(("127.0.0.1", port), 5):
         pass
     vms.stop(vm_id)
@@ -625,7 +685,7 @@ def test_a_software_tpm_keeps_its_state_and_ends_with_its_vm(on: Callable[..., V
 
     tpm = folder(vms, vm_id) / companion.TPM
     assert process.find(tpm) is not None
-    assert f"socket,id=chrtpm,path={tpm}/sock" in argv(vms, vm_id).replace("W/", f"{tpm.parent}/")
+    assert f"socket,id=chrtpm,path={tpm}/run/sock" in argv(vms, vm_id).replace("W/", f"{tpm.parent}/")
     assert told(vms, vm_id)[1]["swtpm"] is True
     vms.stop(vm_id)
     assert process.find(tpm) is None
@@ -671,7 +731,7 @@ def test_qemu_runs_as_the_configured_user(on: Callable[..., Vms]) -> None:
     found = folder(vms, vm_id).stat()
     assert (found.st_uid, found.st_mode & 0o7777) == (0, 0o1770)
     disk = (folder(vms, vm_id) / "hda.img").stat()
-    assert (disk.st_uid, disk.st_mode & 0o777) == (65534, 0o660)
+    assert (disk.st_uid, disk.st_gid, disk.st_mode & 0o777) == (0, 65534, 0o660)
 
 
 def test_a_user_that_is_not_there_is_refused(on: Callable[..., Vms]) -> None:
@@ -705,3 +765,22 @@ def test_a_qemu_that_falls_silent_is_noticed_and_one_that_speaks_again_is_too(
     os.kill(found.pid, signal.SIGCONT)
     assert until(lambda: vms.reconciler.listen(vm_id))
     assert row(vms, vm_id).silent_ms is None
+
+
+def test_the_background_process_hears_that_a_qemu_is_silent(
+    on: Callable[..., Vms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "LISTEN_S", 0.3)
+    vms = on(channel="serial")
+    vm_id = vms.create(wanted(no_tee=True))
+    found = process.find(folder(vms, vm_id))
+    assert found is not None
+    os.kill(found.pid, signal.SIGSTOP)
+    background = Background(vms)
+    background.sweep()
+
+    background._hear()
+
+    assert until(lambda: row(vms, vm_id).silent_ms)
+    assert describe(row(vms, vm_id), vms.config, brief=True)["status"] == "unknown"
+    os.kill(found.pid, signal.SIGCONT)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import PortMappingConfig, PortRange
+from core.config import NetworkingConfig, PortMappingConfig, PortRange
 from core.errors import Conflict, Invalid
 from tests.common.waiting import free_port
 from vmm import network
-from vmm.network import Port
+from vmm.network import Nic, Port
 
 RULES = PortMappingConfig(
     enabled=True, range=(PortRange("tcp", 1000, 2000), PortRange("tcp", 3000, 3000))
@@ -197,3 +197,45 @@ def test_every_mac_is_local_and_unicast(vm_id: str, index: int, prefix: str) -> 
     first = int(network.mac_address(vm_id, index, prefix)[:2], 16)
 
     assert first & 0b11 == 0b10
+
+
+NODE = NetworkingConfig(bridge="br0", bridges=("br1",), netdev="tap,id={id}")
+
+
+@pytest.mark.parametrize(
+    ("networking", "networks", "cards"),
+    [
+        (None, [], (Nic("user"),)),
+        ({"mode": ""}, [], (Nic("user"),)),
+        ({"mode": "bridge"}, [], (Nic("bridge", "br0"),)),
+        ({"mode": "bridge", "bridge_name": "br1"}, [], (Nic("bridge", "br1"),)),
+        ({"mode": "passt"}, [{"mode": "custom"}], (Nic("custom"),)),  # the list wins
+        (None, [{"mode": "user"}, {"mode": ""}], (Nic("user"), Nic("user"))),
+    ],
+)
+def test_cards_are_as_asked_for_or_else_the_nodes(
+    networking: dict[str, str] | None, networks: list[dict[str, str]], cards: tuple[Nic, ...]
+) -> None:
+    assert network.check_nics(networking, networks, NODE) == cards
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"mode": "tap"}, "networking.mode"),
+        ({"mode": "user", "bridge_name": "br0"}, "networking.bridge_name"),
+        ({"mode": "bridge", "bridge_name": "br2"}, "networking.bridge_name"),
+        ({"mode": "bridge", "bridge_name": "br0,helper=/bin/sh"}, "networking.bridge_name"),
+    ],
+)
+def test_no_text_of_a_request_becomes_an_option(wanted: dict[str, str], field: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        network.check_nics(None, [wanted], NODE)
+
+    assert list(refusal.value.fields) == [field]
+
+
+@pytest.mark.parametrize("mode", ["bridge", "custom"])
+def test_a_mode_that_the_node_has_not_set_up_is_refused(mode: str) -> None:
+    with pytest.raises(Invalid, match=r"networking\.mode: \w+ needs cvm\.networking\."):
+        network.check_nics({"mode": mode}, [], NetworkingConfig())

@@ -329,6 +329,25 @@ def test_a_vm_that_died_is_buried_with_its_reason(vms: Vms) -> None:
     assert events(vms, vm_id) == ["vmm.start", "vmm.exit"]
 
 
+def test_qemus_last_words_are_told_and_those_of_an_earlier_boot_are_not(vms: Vms) -> None:
+    vm_id = vms.create(wanted())
+    log = vms.reconciler.workdir(vm_id).log("stderr")
+    bodies = []
+    for words in ("qemu: bus error\n", ""):
+        with open(log, "a") as said:
+            said.write(words)
+        found = live(vms, vm_id)
+        assert found is not None
+        os.kill(found.pid, signal.SIGKILL)
+        until(lambda: live(vms, vm_id) is None)
+        vms.reconciler.one(vm_id)
+        bodies.append(row(vms, vm_id).events[-1].body)
+        vms.start(vm_id)
+
+    assert bodies[0].endswith("; QEMU said: qemu: bus error")
+    assert "bus error" not in bodies[1]
+
+
 def test_a_vm_that_died_is_started_again_when_asked(vms: Vms) -> None:
     vm_id = vms.create(wanted())
     found = live(vms, vm_id)

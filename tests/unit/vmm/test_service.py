@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -406,3 +407,27 @@ def test_a_broken_image_is_left_out_of_the_list(vms: Vms, image: Image) -> None:
 
     assert (listed["name"], listed["version"], listed["is_dev"]) == (rows.IMAGE, "0.5.4", False)
     assert listed["description"] == (image.directory / "metadata.json").read_text()
+
+
+def document(text: str, **fields: Any) -> str:
+    return json.dumps({"docker_compose_file": f"services: {{a: {{image: '{text}'}}}}", **fields})
+
+
+def test_an_image_that_can_change_under_its_tag_is_warned_of(vms: Vms) -> None:
+    warned = vms.create(wanted(stopped=True, compose_file=document("nginx:latest")))
+    pinned = document("nginx@sha256:" + "ab" * 32)
+    silent = vms.create(wanted(stopped=True, compose_file=pinned))
+
+    (event,) = row(vms, warned).events
+    assert (event.event, "nginx:latest" in event.body) == ("vmm.warning", True)
+    assert row(vms, silent).events == []
+
+
+def test_an_image_that_can_change_is_refused_where_the_app_requires_digests(vms: Vms) -> None:
+    required = {"requirements": {"require_digest": True}}
+
+    with pytest.raises(Invalid, match=r"nginx:latest can change: name each image as image@sha256"):
+        vms.create(wanted(compose_file=document("nginx:latest", **required)))
+
+    pinned = document("nginx@sha256:" + "ab" * 32, **required)
+    assert vms.create(wanted(stopped=True, compose_file=pinned))

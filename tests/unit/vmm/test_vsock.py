@@ -245,7 +245,6 @@ def served(data_dir: Path) -> Iterator[Path]:
     listener.start()
     yield path
     (data_dir / "go").touch()
-    listening.shutdown(socket.SHUT_RDWR)
     listener.close()
 
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 from typing import Any
 
 import pytest
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 from gunicorn.workers.gthread import ThreadWorker
 
-from vmm.worker import Worker, _Page
+from vmm.worker import DRAIN_BYTES, DRAIN_S, Worker, _Page
 
 
 def worker() -> Worker:
@@ -56,3 +57,18 @@ def test_a_client_that_left_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_page_that_was_never_written_is_a_bad_request() -> None:
     assert _Page().refusal() == ("400 Bad Request", "the request could not be read: Bad Request")
+
+
+@pytest.mark.parametrize("keepalive", [True, False])
+def test_what_is_left_of_a_body_is_taken_in_before_the_connection_closes(keepalive: bool) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    class Connection:
+        class parser:
+            @staticmethod
+            def finish_body(deadline: float, max_bytes: int) -> bool:
+                asked.append((0 < deadline - time.monotonic() <= DRAIN_S, max_bytes))
+                return True
+
+    assert worker()._keepalive_after(Connection(), keepalive) is keepalive
+    assert asked == [(True, DRAIN_BYTES)]

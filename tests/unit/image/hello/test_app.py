@@ -68,7 +68,10 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Agen
                 {"app_id": "aa" * 20, "instance_id": "bb" * 20, "app_name": "<b>hello</b>"},
             ),
             "/GetKey": (200, {"key": KEY}),
-            "/GetQuote": (200, {"quote": quote(b"Intel"), "event_log": "[]", "report_data": ""}),
+            "/GetQuote": (
+                200,
+                {"quote": quote(b"Intel"), "event_log": "[]", "vm_config": "{}", "report_data": ""},
+            ),
         },
     )
     with socketserver.ThreadingUnixStreamServer(str(path), Agent) as server:
@@ -115,7 +118,10 @@ def test_the_page_escapes_what_it_shows(agent: type[Agent]) -> None:
 
 def test_a_simulated_quote_is_marked(agent: type[Agent]) -> None:
     made = quote(b"Casemate Simulated TEE")
-    agent.answers["/GetQuote"] = (200, {"quote": made, "event_log": "[]", "report_data": ""})
+    agent.answers["/GetQuote"] = (
+        200,
+        {"quote": made, "event_log": "[]", "vm_config": "{}", "report_data": ""},
+    )
 
     assert json.loads(app.answer("/json")[2])["simulated"] is True
     assert "<b>simulated</b>" in app.answer("/")[2]

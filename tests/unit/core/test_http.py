@@ -1,0 +1,178 @@
+"""Outbound calls: time that is over is over, whatever the peer does."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from core.errors import Invalid, Upstream, UpstreamTimeout
+from core.http import ANSWER_LIMIT, is_web_address, post_json
+
+Play = Callable[[Callable[[socket.socket], None]], int]
+
+
+@pytest.fixture
+def play() -> Iterator[Play]:
+    """Serves one connection with a function; gives its port."""
+    threads: list[threading.Thread] = []
+
+    def serve(speak: Callable[[socket.socket], None]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def one() -> None:
+            with listener, listener.accept()[0] as connection:
+                try:
+                    speak(connection)
+                except OSError:
+                    pass  # the caller left
+
+        threads.append(threading.Thread(target=one))
+        threads[-1].start()
+        port: int = listener.getsockname()[1]
+        return port
+
+    yield serve
+    for each in threads:
+        each.join(10)
+        assert not each.is_alive()
+
+
+def answer(body: bytes, head: bytes = b"HTTP/1.1 200 OK\r\n") -> Callable[[socket.socket], None]:
+    def speak(connection: socket.socket) -> None:
+        asked = b""
+        while not asked.endswith(b"}"):
+            asked += connection.recv(65536)
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    return speak
+
+
+def drip(first: bytes) -> Callable[[socket.socket], None]:
+    def speak(connection: socket.socket) -> None:
+        connection.sendall(first)
+        while connection.send(b"x"):
+            time.sleep(0.02)
+
+    return speak
+
+
+def test_an_object_is_posted_and_one_comes_back(play: Play) -> None:
+    port = play(answer(b'{"a": "\xc3\xa4"}'))
+
+    assert post_json(f"http://127.0.0.1:{port}/x?y", {"b": 1}, within_s=5) == {"a": "ä"}
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_a_peer_that_drips_is_cut_off_in_time(play: Play, first: bytes) -> None:
+    port = play(drip(first))
+    began = time.monotonic()
+
+    with pytest.raises(UpstreamTimeout, match=r"did not answer within 0\.3 s"):
+        post_json(f"http://127.0.0.1:{port}", {}, within_s=0.3)
+    assert time.monotonic() - began < 5
+
+
+def test_a_peer_that_says_nothing_to_tls_is_cut_off_in_time(play: Play) -> None:
+    port = play(lambda connection: connection.recv(1) and connection.recv(65536) and None)
+
+    with pytest.raises((UpstreamTimeout, Upstream)):
+        post_json(f"https://127.0.0.1:{port}", {}, within_s=0.3, check_certificate=False)
+
+
+@pytest.mark.parametrize(
+    ("speak", "text"),
+    [
+        (answer(b'{"error": "no"}', b"HTTP/1.1 400 Bad\r\n"), "refused: no"),
+        (answer(b'{"message": "not"}', b"HTTP/1.1 404 Bad\r\n"), "refused: not"),
+        (answer(b"x", b"HTTP/1.1 500 Bad\r\n"), "refused: status 500"),
+        (answer(b"[1]"), "did not answer with a JSON object"),
+        (answer(b"x" * (ANSWER_LIMIT + 1)), "answered with more than 1048576 bytes"),
+        (lambda connection: connection.sendall(b"\0\1\2"), "cannot be reached"),
+        (lambda connection: None, "cannot be reached"),
+        (
+            answer(b"", b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n"),
+            "refused: status 302",
+        ),
+    ],
+)
+def test_what_is_no_answer_is_an_upstream_failure(
+    play: Play, speak: Callable[[socket.socket], None], text: str
+) -> None:
+    port = play(speak)
+
+    with pytest.raises(Upstream, match=text):
+        post_json(f"http://127.0.0.1:{port}", {}, within_s=5)
+
+
+def test_a_certificate_of_nobody_is_refused_unless_that_is_meant(
+    play: Play, tmp_path: Path
+) -> None:
+    context = own_certificate(tmp_path)
+
+    def speak(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            answer(b"{}")(secure)
+
+    url = f"https://127.0.0.1:{play(speak)}"
+    with pytest.raises(Upstream, match="cannot be reached: .*certificate verify failed"):
+        post_json(url, {}, within_s=5)
+    url = f"https://127.0.0.1:{play(speak)}"
+    assert post_json(url, {}, within_s=5, check_certificate=False) == {}
+
+
+def own_certificate(folder: Path) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(pem)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "pem")
+    return context
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        ("http://a", True),
+        ("https://[::1]:8443/x", True),
+        ("ftp://a", False),
+        ("http://", False),
+        ("http://a:99999", False),
+        ("http://a:x", False),
+        ("http://a\r\nb", False),
+        ("http://ä", False),
+        ("", False),
+    ],
+)
+def test_what_an_address_is(url: str, good: bool) -> None:
+    assert is_web_address(url) is good
+    if not good:
+        with pytest.raises(Invalid, match="is not an http"):
+            post_json(url, {}, within_s=1)

@@ -17,6 +17,8 @@ if [ "${1:-}" = dev ]; then
     needed="$needed
 /usr/bin/curl:curl
 /usr/bin/git:git
+/usr/bin/chromium:chromium
+/usr/bin/chromedriver:chromium-driver
 /usr/sbin/nginx:nginx-light
 "
 fi

@@ -53,9 +53,9 @@ kms_urls = ["https://10.0.2.2:{kms_port}"]  # the same KMS as a VM with user net
 enabled = true
 range = [{{protocol = "tcp", from = 1024, to = 65535}}, {{protocol = "udp", from = 1024, to = 65535}}]
 """
-# With these lines `POST /verify` accepts the simulated evidence of this host alone, and says that it is simulated.
 _SIMULATED = """
 [attestation]
+# POST /verify accepts the simulated evidence of this host alone, and says that it is simulated.
 root_ca = "{data_dir}/tee/tee-root-ca.pem"
 collateral = "{data_dir}/tee/tee-collateral.json"
 """

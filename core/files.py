@@ -13,6 +13,9 @@ from pathlib import Path
 
 from core.errors import Conflict, Invalid, TooLarge
 
+# How the name of a file ends that is not complete yet.
+UNFINISHED = ".part"
+
 
 def write_atomic(path: Path, content: bytes | str, mode: int = 0o600) -> None:
     """Replaces the file at `path` as one step that survives a crash: write beside it, sync, rename."""
@@ -31,7 +34,7 @@ def _write(
     path: Path, content: bytes | str, mode: int, into_place: Callable[[str, Path], None]
 ) -> None:
     data = content.encode() if isinstance(content, str) else content
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(file.fileno(), mode)

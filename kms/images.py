@@ -5,6 +5,7 @@ Source: kms.md section 8 (`[core.image]`).
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,16 @@ from core.errors import Invalid
 from image import known
 from kms.settings import NONE, ImageSettings
 
+logger = logging.getLogger(__name__)
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 ALL = "all"
 
 
 def finder(settings: ImageSettings) -> Callable[[bytes], KnownImage | None]:
     """Answers an os image hash (32 bytes) with the image that has it, None when it is not there."""
+    if settings.download_url:
+        logger.warning("core.image.download_url is not used: images are not downloaded")
     if settings.local_dir == NONE:
         return lambda os_image_hash: None
     return known.finder(settings.local_dir)

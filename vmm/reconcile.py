@@ -263,6 +263,7 @@ class Reconciler:
     def _prepare(self, workdir: WorkDir, vm: Vm, image: registry.Image, made: machine.Plan) -> None:
         """Puts into a VM's folder what its QEMU opens, and what is told of this start."""
         measured = machine.vm_config(vm, image, made, self.config, self.host)
+        workdir.drop_unfinished()
         boot_files.write(workdir, vm, made, measured, self.config)
         if made.machine.share.mode == "vhd":
             disk.create_share(workdir.shared_image, workdir.shared)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core import faults
-from core.files import sync_directory, write_atomic
+from core.files import UNFINISHED, sync_directory, write_atomic
 from vmm.host import Account
 
 _REMOVE_TRIES = 5
@@ -67,6 +67,12 @@ class WorkDir:
         """Makes the folder; an existing one is kept."""
         for path in (self.path, self.shared):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def drop_unfinished(self) -> None:
+        """Deletes what a writer left that was killed: a guest is given every file of its folder."""
+        for path in (self.path, self.shared):
+            for left in path.glob(f"*{UNFINISHED}"):
+                left.unlink(missing_ok=True)
 
     def begin_boot(self, cid: int | None) -> None:
         """Clears what a former boot left for others to connect to, and notes the guest's vsock number."""

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import boot, http, lists, logs, report, startup, vms
+from tests.bench import agent, boot, http, lists, logs, report, startup, vms
 from tests.bench.context import Bench, load
 
 Measure = Callable[[Bench], Iterator[report.Line]]
@@ -25,10 +25,12 @@ GROUPS: dict[tuple[str, ...], Measure] = {
     ("P1", "P2"): vms.measure,
     ("P3", "P4"): lists.measure,
     ("P5",): http.measure,
+    ("P6", "P7", "P8"): agent.speed,
     ("P10", "P11"): logs.measure,
     ("P12",): startup.restart,
     ("P13",): vms.crowd,
     ("P17",): startup.idle,
+    ("P18",): agent.idle,
     ("boot",): boot.measure,
 }
 KEYS = tuple(key for keys in GROUPS for key in keys)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import dcap_qvl
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -27,6 +29,7 @@ from attest import eventlog, quote
 from core import k256
 from core.proc import run
 from tests.common.waiting import free_port, until
+from tests.unit.guest.test_containers import StandIn, frame
 
 START_S = 30.0
 
@@ -42,7 +45,8 @@ class Simulator:
     def start(self) -> None:
         command = [str(Path(sys.executable).parent / "casemate"), "agent", "--simulate"]
         self.process = subprocess.Popen(
-            [*command, "--dir", self.folder, "--http", f"127.0.0.1:{self.port}"],
+            [*command, "--dir", self.folder, "--http", f"127.0.0.1:{self.port}"]
+            + ["--docker-host", f"unix://{self.folder.parent}/engine.sock"],
             stdout=(self.folder.parent / "out").open("wb"),
             stderr=subprocess.STDOUT,
         )
@@ -70,6 +74,14 @@ class Simulator:
     def curl(self, *args: str, sock: str = "dstack.sock") -> bytes:
         """The body of what curl got on one of the sockets."""
         return run(["curl", "-sS", "--unix-socket", self.folder / sock, *args]).stdout
+
+    def shell(self, example: str) -> str:
+        """What an example of the seed prints, run by a shell as it stands but for socket and address."""
+        here = example.replace("/var/run/dstack.sock", str(self.folder / "dstack.sock"))
+        for address in ("127.0.0.1:9206", "localhost:8090"):
+            here = here.replace(address, f"127.0.0.1:{self.port}")
+        # An example with an unquoted & leaves curl in the background.
+        return run(["bash", "-c", f"{here}\nwait"]).stdout.decode()
 
     def ask(self, method: str, **fields: object) -> dict[str, Any]:
         answer = self.curl(f"http://dstack/{method}", "-d", json.dumps(fields))
@@ -111,55 +123,145 @@ def verified(simulator: Simulator, raw: bytes) -> Any:
     return dcap_qvl.verify_with_root_ca(raw, collateral, der, int(time.time()))
 
 
-JSON = ("-X", "POST", "-H", "Content-Type: application/json", "-d")
+# Seed 000: each call with its parameters; POST with a body, or GET with a query.
+POSTED = {
+    "GetTlsKey": """{
+  "subject": "example.com",
+  "alt_names": ["www.example.com", "api.example.com"],
+  "usage_ra_tls": true,
+  "usage_server_auth": true,
+  "usage_client_auth": false
+}""",
+    "GetKey": """{
+  "path": "my/key/path",
+  "purpose": "signing",
+  "algorithm": "ed25519"
+}""",
+    "GetQuote": """{
+  "report_data": "1234deadbeaf"
+}""",
+    "EmitEvent": """{
+  "event": "custom-event",
+  "payload": "deadbeef"
+}""",
+    "Sign": """{
+  "algorithm": "ed25519",
+  "data": "deadbeef"
+}""",
+    "Verify": """{
+  "algorithm": "ed25519",
+  "data": "deadbeef",
+  "signature": "deadbeef",
+  "public_key": "deadbeef"
+}""",
+    "Attest": """{
+  "report_data": "1234deadbeaf"
+}""",
+}
 
 
-def test_every_call_of_the_seed_answers_as_printed(simulator: Simulator) -> None:
-    asked = {
-        "subject": "example.com",
-        "alt_names": ["www.example.com", "api.example.com"],
-        "usage_ra_tls": True,
-        "usage_server_auth": True,
-        "usage_client_auth": False,
-    }
-    tls = json.loads(simulator.curl("http://dstack/GetTlsKey", *JSON, json.dumps(asked)))
+def posted(simulator: Simulator, method: str) -> dict[str, Any]:
+    """The answer to the seed's POST example of a method."""
+    answer: dict[str, Any] = json.loads(
+        simulator.shell(
+            f"curl --unix-socket /var/run/dstack.sock -X POST \\\nhttp://dstack/{method} \\\n"
+            f"-H 'Content-Type: application/json' \\\n-d '{POSTED[method]}'"
+        )
+    )
+    return answer
+
+
+def got(simulator: Simulator, path: str) -> dict[str, Any]:
+    """The answer to the seed's GET example, which stands without quotes."""
+    answer: dict[str, Any] = json.loads(
+        simulator.shell(f"curl --unix-socket /var/run/dstack.sock http://dstack/{path}")
+    )
+    return answer
+
+
+def test_every_example_of_the_seed_runs_as_printed(simulator: Simulator) -> None:
+    tls = posted(simulator, "GetTlsKey")
     assert tls["key"].startswith("-----BEGIN PRIVATE KEY-----\n")
     assert [pem[:28] for pem in tls["certificate_chain"]] == ["-----BEGIN CERTIFICATE-----\n"] * 2
 
-    key_request = '{"path": "my/key/path", "purpose": "signing", "algorithm": "ed25519"}'
-    key = json.loads(simulator.curl("http://dstack/GetKey", *JSON, key_request))
-    by_get = simulator.curl(
-        "http://dstack/GetKey?path=my/key/path&purpose=signing&algorithm=ed25519"
-    )
-    assert key == json.loads(by_get) and len(key["signature_chain"]) == 2
+    assert len(posted(simulator, "GetKey")["signature_chain"]) == 2
+    # The shell takes what follows the first & for itself.
+    assert got(simulator, "GetKey?path=my/key/path&purpose=signing&algorithm=ed25519")["key"]
 
-    quoted = json.loads(
-        simulator.curl("http://dstack/GetQuote", *JSON, '{"report_data": "1234deadbeaf"}')
-    )
+    quoted = posted(simulator, "GetQuote")
     assert {"quote", "event_log", "report_data", "vm_config"} <= set(quoted)
-    zeros = simulator.curl(f"http://dstack/GetQuote?report_data={'0' * 120}")
-    assert json.loads(zeros)["report_data"] == "0" * 128
+    assert quoted["report_data"] == "1234deadbeaf".ljust(128, "0")
+    assert got(simulator, f"GetQuote?report_data={'0' * 120}")["report_data"] == "0" * 128
 
-    info = json.loads(simulator.curl("http://dstack/Info"))
     assert {
         *("app_id", "instance_id", "app_cert", "tcb_info", "app_name", "device_id"),
         *("mr_aggregated", "os_image_hash", "key_provider_info", "compose_hash", "vm_config"),
-    } <= set(info)
+    } <= set(got(simulator, "Info"))
 
-    event = '{"event": "custom-event", "payload": "deadbeef"}'
-    assert simulator.curl("http://dstack/EmitEvent", *JSON, event) == b"{}"
+    assert posted(simulator, "EmitEvent") == {}
+    log = json.loads(posted(simulator, "GetQuote")["event_log"])
+    assert (log[-1]["event"], log[-1]["event_payload"]) == ("custom-event", "deadbeef")
 
-    signed = json.loads(
-        simulator.curl("http://dstack/Sign", *JSON, '{"algorithm": "ed25519", "data": "deadbeef"}')
-    )
-    assert len(signed["signature_chain"]) == 3
+    signed = posted(simulator, "Sign")
+    assert len(signed["signature_chain"]) == 3 and len(signed["public_key"]) == 64
+    # The example's signature has four bytes.
+    assert "must be 64 bytes" in posted(simulator, "Verify")["error"]
     question = {"algorithm": "ed25519", "data": "deadbeef", **signed}
-    answer = simulator.curl("http://dstack/Verify", *JSON, json.dumps(question))
-    assert json.loads(answer) == {"valid": True}
+    assert simulator.ask("Verify", **question) == {"valid": True}
 
-    attested = simulator.curl("http://dstack/Attest", *JSON, '{"report_data": "1234deadbeaf"}')
-    assert json.loads(attested)["attestation"].startswith("00")
-    assert simulator.curl("http://dstack/Attest?report_data=00") != attested
+    assert posted(simulator, "Attest")["attestation"].startswith("00")
+    assert got(simulator, f"Attest?report_data={'0' * 120}")["attestation"].startswith("00")
+
+
+def test_get_and_post_give_one_key(simulator: Simulator) -> None:
+    by_get = simulator.curl(
+        "http://dstack/GetKey?path=my/key/path&purpose=signing&algorithm=ed25519"
+    )
+
+    assert json.loads(by_get) == posted(simulator, "GetKey")
+
+
+@pytest.fixture
+def engine(simulator: Simulator) -> Iterator[StandIn]:
+    """A container engine with the container that the seed's examples name."""
+    path = simulator.folder.parent / "engine.sock"
+    made = StandIn(path)
+    made.name = "dstack-gateway-1"
+    made.log = frame(1, b"2026-02-05T21:51:50Z  INFO one\n") + frame(2, b"two\n")
+    yield made
+    made.sock.close()
+    path.unlink()
+
+
+def test_the_seeds_examples_of_the_http_port_run_as_printed(
+    simulator: Simulator, engine: StandIn
+) -> None:
+    for example in (
+        'curl "http://127.0.0.1:9206/logs/dstack-gateway-1?text&bare&timestamps&tail=30"',
+        'curl "http://127.0.0.1:9206/logs/dstack-gateway-1?text&bare&since=1h"',
+        'curl "http://localhost:8090/logs/dstack-gateway-1?text&bare&timestamps&tail=30"',
+    ):
+        assert simulator.shell(example) == "2026-02-05T21:51:50Z  INFO one\ntwo\n"
+    tails = [path.split("tail=")[1].split("&")[0] for path in engine.asked if "/logs" in path]
+    assert tails == ["30", "1000", "30"]
+    assert "# TYPE system_num_cpus gauge" in simulator.shell('curl "http://127.0.0.1:9206/metrics"')
+    assert simulator.shell('curl "http://127.0.0.1:9206/"').startswith("<!doctype html>")
+
+
+def test_a_followed_log_comes_at_once_and_ends_with_its_reader(
+    simulator: Simulator, engine: StandIn
+) -> None:
+    url = f"http://127.0.0.1:{simulator.port}/logs/dstack-gateway-1?text&bare&follow=true"
+    # More readers than there are places for streams: each gives its own back when it leaves.
+    for _ in range(12):
+        engine.left.clear()
+        reader = subprocess.Popen(["curl", "-sN", url], stdout=subprocess.PIPE)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"2026-02-05T21:51:50Z  INFO one\n"
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+        assert engine.left.wait(5)
 
 
 def test_its_quote_verifies_under_its_own_root_and_no_other(simulator: Simulator) -> None:
@@ -267,9 +369,38 @@ def test_kill_minus_nine_of_the_worker_is_survived_in_the_middle_of_events(
 
 
 def test_secrets_are_closed_to_others(simulator: Simulator) -> None:
-    for name in ("appkeys.json", "tee-seed", ".run/registers", ".run/runtime_events.log"):
-        assert (simulator.folder / name).stat().st_mode & 0o077 == 0
+    public = {"app-compose.json", "sys-config.json", ".instance_info"}
+    public |= {"tee-root-ca.pem", "tee-collateral.json"}
+    keys = json.loads((simulator.folder / "appkeys.json").read_text())
+    seed = json.loads((simulator.folder / "tee-seed").read_text())["seed"]
+    secrets = {keys[name] for name in ("disk_crypt_key", "env_crypt_key", "k256_key")} | {seed}
+    secrets.add(keys["key_provider"]["None"]["key"].splitlines()[1])
+
+    for path in simulator.folder.rglob("*"):
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            assert mode & 0o077 == 0 or path.name in public, path
+            found = [each for each in secrets if each in path.read_text(errors="replace")]
+            assert not found or path.name in ("appkeys.json", "tee-seed"), path
     assert (simulator.folder / ".run").stat().st_mode & 0o077 == 0
+    assert not any(each in simulator.output for each in secrets)
+
+
+def test_no_secret_stands_in_an_argument_or_a_variable(simulator: Simulator) -> None:
+    keys = json.loads((simulator.folder / "appkeys.json").read_text())
+    secrets = {keys[name] for name in ("disk_crypt_key", "env_crypt_key", "k256_key")}
+    secrets.add(json.loads((simulator.folder / "tee-seed").read_text())["seed"])
+    simulator.ask("Sign", algorithm="ed25519", data="00")
+    assert simulator.process is not None
+
+    tree = [psutil.Process(simulator.process.pid)]
+    tree += tree[0].children(recursive=True)
+
+    assert len(tree) >= 2
+    for process in tree:
+        for name in ("cmdline", "environ"):
+            shown = Path(f"/proc/{process.pid}/{name}").read_bytes()
+            assert not any(each.encode() in shown for each in secrets), (process, name)
 
 
 def test_it_says_where_it_listens(simulator: Simulator) -> None:
@@ -308,7 +439,10 @@ def is_json_error(answer: bytes, status: int) -> bool:
 def test_what_is_no_http_is_refused_in_json(
     simulator: Simulator, request_bytes: bytes, tcp: bool
 ) -> None:
-    assert is_json_error(simulator.raw(request_bytes, tcp=tcp), 400)
+    answer = simulator.raw(request_bytes, tcp=tcp)
+
+    assert is_json_error(answer, 400)
+    assert (b"\r\nX-App-Version: v" in answer) == tcp
 
 
 def test_unknown_paths_and_large_bodies_are_refused_in_json(simulator: Simulator) -> None:

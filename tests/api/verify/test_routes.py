@@ -78,6 +78,13 @@ def test_another_method_is_refused(verifier: FlaskClient) -> None:
     assert list(answer.json) == ["error"]
 
 
+def test_curls_own_content_type_is_read_as_json(verifier: FlaskClient) -> None:
+    body = json.dumps(evidence.request(TdxVm().attestation()))
+    answer = verifier.post("/verify", data=body, content_type="application/x-www-form-urlencoded")
+
+    assert answer.json["is_valid"] is True
+
+
 def test_health_is_open(verifier: FlaskClient) -> None:
     answer = verifier.get("/health")
 

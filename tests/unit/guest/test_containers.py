@@ -34,6 +34,7 @@ class StandIn:
     """An engine that knows one container; keeps the paths it was asked for."""
 
     def __init__(self, path: Path) -> None:
+        self.name = "web"
         self.asked: list[str] = []
         self.log = frame(1, b"out\n") + frame(2, b"err\n")
         self.is_tty = False
@@ -63,9 +64,9 @@ class StandIn:
     def _answer(self, path: str) -> tuple[int, bytes]:
         if path.startswith("/containers/json"):
             return 200, json.dumps([LISTED]).encode()
-        if path == "/containers/web/json":
+        if path == f"/containers/{self.name}/json":
             return 200, json.dumps({"Config": {"Tty": self.is_tty}}).encode()
-        if path.startswith("/containers/web/logs"):
+        if path.startswith(f"/containers/{self.name}/logs"):
             return 200, self.log
         if path.startswith("/broken"):
             return 500, b'{"message": "out of order"}'

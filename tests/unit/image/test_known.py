@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from attest import lite, snp_launch
 from attest.os_image import KnownImage
-from image import known, manifest
+from image import build, known, manifest
 from tests.common import rows
 from tests.unit.cli.test_measure import image
 
@@ -33,6 +34,46 @@ def test_an_image_without_measurements_is_known_all_the_same(tmp_path: Path) -> 
 def test_a_measurement_that_the_hash_does_not_bind_is_not_used(tmp_path: Path) -> None:
     folder = image(tmp_path)
     (folder / lite.FILE).write_bytes(b"other")
+
+    found = known.finder(tmp_path)(hash_of(folder))
+    assert found is not None
+    assert found.tdx is None
+
+
+def without_measurement(tmp_path: Path, **metadata: str) -> Path:
+    """An image as they were built before images had measurements."""
+    folder = image(tmp_path)
+    (folder / lite.FILE).unlink()
+    described = json.loads((folder / manifest.METADATA).read_text()) | metadata
+    manifest.write(folder, described, (build.KERNEL, build.INITRD, build.BIOS))
+    return folder
+
+
+def test_an_older_image_is_measured_by_whoever_has_it(tmp_path: Path) -> None:
+    measured = (image(tmp_path / "new") / lite.FILE).read_bytes()
+    folder = without_measurement(tmp_path)
+
+    found = known.finder(tmp_path)(hash_of(folder))
+    assert found is not None
+    assert found.tdx == measured
+
+
+def test_an_older_image_that_was_changed_or_has_other_firmware_is_not(tmp_path: Path) -> None:
+    changed, other = tmp_path / "changed", tmp_path / "other"
+    (without_measurement(changed) / build.KERNEL).write_bytes(b"other")
+    without_measurement(other, ovmf_variant="stable202505")
+
+    for path in (changed, other):
+        found = known.finder(path)(hash_of(path / "small-1.0.0"))
+        assert found is not None
+        assert found.tdx is None
+
+
+def test_an_older_image_whose_firmware_is_none_is_known_without_measurement(tmp_path: Path) -> None:
+    folder = without_measurement(tmp_path)
+    (folder / build.BIOS).write_bytes(b"no firmware")
+    described = json.loads((folder / manifest.METADATA).read_text())
+    manifest.write(folder, described, (build.KERNEL, build.INITRD, build.BIOS))
 
     found = known.finder(tmp_path)(hash_of(folder))
     assert found is not None

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from attest import envelope, ratls
 from attest.verified import verify_evidence
-from core import certs, k256
+from core import certs, files, k256
 from core.certs import Issuer, Leaf
 from core.errors import Conflict, Invalid, Upstream
 from core.kdf import pkcs8_pem
@@ -62,6 +62,28 @@ def test_bootstrap_is_done_once(onboarding: Onboarding) -> None:
     ):
         with pytest.raises(Conflict, match="has its keys already"):
             again()
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_crash_while_keys_are_made_costs_nothing(
+    onboarding: Onboarding, settings: Settings, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    write, steps = files.write_atomic, iter(range(100))
+
+    def dies(*given: Any, **how: Any) -> None:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        write(*given, **how)
+
+    with monkeypatch.context() as crash:
+        crash.setattr(files, "write_atomic", dies)
+        with pytest.raises(KeyboardInterrupt):
+            onboarding.bootstrap("kms.example")
+    assert not rootkeys.exist(settings.core.cert_dir)
+
+    said = onboarding.bootstrap("kms.example")
+
+    assert rootkeys.load(settings.core.cert_dir).k256_public == said["k256_pubkey"]
 
 
 def test_a_bad_domain_makes_no_keys(onboarding: Onboarding, settings: Settings) -> None:

@@ -1,26 +1,30 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attest import collateral, envelope, eventlog
-from attest.errors import Malformed
+from attest.errors import Malformed, VerificationError
 from attest.evidence import TdxEvidence
 from core.config import AttestationConfig, Config
-from core.errors import Unavailable
+from core.errors import CasemateError, Unavailable
 from tests.common import evidence
 from tests.common.evidence import NOW, TdxVm, platform, processor, snp_attestation
+from verify import schemas
 from verify.schemas import Request
 from verify.service import NONE, Verifier
 
 
-@pytest.fixture
-def root_ca(tmp_path: Path) -> Path:
-    path = tmp_path / "root.pem"
+@pytest.fixture(scope="module")
+def root_ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("roots") / "root.pem"
     path.write_text(platform().root_ca_pem + processor().root_ca_pem)
     return path
 
@@ -110,3 +114,32 @@ def test_a_service_goes_by_its_configuration(root_ca: Path, tmp_path: Path) -> N
 
     assert Verifier.of(Config(attestation=given)).verify(pair(), NOW).is_valid
     assert not Verifier.of(Config()).verify(pair(), NOW).is_valid
+
+
+ENCODED = tuple(envelope.encode(made) for made in (TdxVm().attestation(), snp_attestation()))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(ENCODED), st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
+def test_any_changed_attestation_is_refused_or_cannot_be_read(
+    root_ca: Path, raw: bytes, at: int, noise: bytes
+) -> None:
+    at %= len(raw)
+    changed = raw[:at] + noise + raw[at + len(noise) :]
+    trusting = Verifier(root_ca, collateral.given(evidence.collateral()))
+    try:
+        found = trusting.verify(Request(attestation=changed), NOW)
+    except VerificationError as error:
+        found = None
+        assert error.message
+    if found is not None and found.is_valid:
+        # What may change without harm is not evidence: the names that the firmware gives its entries, fields of
+        # vm_config that no step reads, bytes that were the same before.
+        assert found.app_info is not None
+        assert found.app_info.app_id == evidence.APP_ID
+
+
+@given(st.dictionaries(st.sampled_from(["attestation", "quote", "event_log"]), st.text()))
+def test_any_request_is_answered_or_refused(fields: dict[str, str]) -> None:
+    with contextlib.suppress(CasemateError):
+        Verifier(NONE, collateral.nowhere).verify(schemas.read(json.dumps(fields).encode()), NOW)

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,20 @@ def test_sockets_have_the_names_that_the_configuration_made_room_for(workdir: Wo
     names = {workdir.host_socket.name, workdir.guest_socket.name, "qmp.sock"}
 
     assert max(map(len, names)) == len("guest.sock")
+
+
+def test_what_a_killed_writer_left_is_not_for_the_guest(workdir: WorkDir) -> None:
+    workdir.make()
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom core import files\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "files.write_atomic(Path(sys.argv[1]), 'half')\n"
+    )
+    for path in (workdir.shared / ".encrypted-env", workdir.path / "vm-manifest.json"):
+        done = subprocess.run([sys.executable, "-c", program, path], check=False, timeout=60)
+        assert done.returncode == -9
+    assert len([path for path in workdir.path.rglob("*") if path.is_file()]) == 2
+
+    workdir.drop_unfinished()
+
+    assert [path for path in workdir.path.rglob("*") if path.is_file()] == []

@@ -24,7 +24,9 @@ _SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)B?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}\Z")
 # The value of `image:` in block or flow style, quoted or not; `${NAME}` is part of it.
-_IMAGE = re.compile(r"""(?:^|[\s{,"'])image["']?[ \t]*:[ \t]*["']?((?:\$\{[^}\n]{0,255}\}|[^\s"',{}#])+)""")
+_IMAGE = re.compile(
+    r"""(?:^|[\s{,"'])image["']?[ \t]*:[ \t]*["']?((?:\$\{[^}\n]{0,255}\}|[^\s"',{}#])+)"""
+)
 
 
 def compose_hash(raw: bytes) -> bytes:

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attest import der
@@ -118,6 +119,8 @@ def parse(raw: bytes) -> Report:
         signed=raw[:SIGNED_SIZE],
         signature=raw[SIGNED_SIZE : SIGNED_SIZE + 2 * _NUMBER_SIZE],
     )
+    if any(raw[SIGNED_SIZE + 2 * _NUMBER_SIZE :]):
+        raise Malformed("report: its signature is followed by bytes that are not zero")
     if report.version not in _VERSIONS:
         raise Malformed(f"report: version {report.version} is unknown")
     if report.signature_algorithm != _ECDSA_P384:
@@ -181,20 +184,26 @@ def verify_snp(
 
 
 def _key_hash(certificate: x509.Certificate) -> str:
+    spki = _key(certificate).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
+
+
+def _key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
     try:
-        key = certificate.public_key()
+        return certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
         raise Malformed("report: a certificate of its chain has an unknown key") from None
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).hexdigest()
 
 
 def _issued_by(
     issuer: x509.Certificate, chain: Sequence[x509.Certificate], name: str
 ) -> x509.Certificate:
-    for cert in chain:
-        if cert.issuer == issuer.subject and cert.subject != issuer.subject:
-            return cert
+    try:
+        for cert in chain:
+            if cert.issuer == issuer.subject and cert.subject != issuer.subject:
+                return cert
+    except ValueError:
+        raise Malformed("report: a certificate of its chain has a broken name") from None
     raise NotGenuine(f"report: its certificate chain has no {name}")
 
 
@@ -205,7 +214,7 @@ def _check_certificate(cert: x509.Certificate, issuer: x509.Certificate, now: in
         raise Malformed("the time of verification is not a Unix time") from None
     if not cert.not_valid_before_utc <= moment <= cert.not_valid_after_utc:
         raise NotGenuine("report: a certificate of its chain is not valid at that time")
-    key = issuer.public_key()
+    key = _key(issuer)
     if not isinstance(key, rsa.RSAPublicKey):
         raise NotGenuine("report: a certificate of its chain is not signed with RSA")
     pss = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
@@ -216,7 +225,7 @@ def _check_certificate(cert: x509.Certificate, issuer: x509.Certificate, now: in
 
 
 def _check_signature(report: Report, vcek: x509.Certificate) -> None:
-    key = vcek.public_key()
+    key = _key(vcek)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise NotGenuine("report: its VCEK is not a P-384 key")
     r, s = (_uint(report.signature, at, _NUMBER_SIZE) for at in (0, _NUMBER_SIZE))

@@ -161,7 +161,7 @@ def _snp_steps(
     attestation: Attestation, platform: SnpEvidence, trust: Trust, known: Verified
 ) -> Iterator[Verified]:
     report = snp.parse(platform.report)
-    given = platform.cert_chain or (trust.collateral(report).encode(),)
+    given = platform.cert_chain or (trust.collateral(report).encode(errors="replace"),)
     genuine = snp.verify_snp(report, snp.certificates(given), trust.now, trust.snp_root)
     yield (
         known := replace(

@@ -97,6 +97,8 @@ def _check_root(last: x509.Certificate, root_ca_der: bytes | None) -> RootName:
     return "intel" if is_intel else custom_name(root)
 
 
+# A verifier's configuration names one or two.
+@functools.lru_cache(maxsize=4)
 def _certificate(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)

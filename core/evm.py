@@ -133,7 +133,7 @@ class Chain:
                 return _read(answer, deadline)
         except requests.Timeout:
             raise UpstreamTimeout("the chain does not answer in time") from None
-        except (requests.RequestException, ValueError):
+        except (requests.RequestException, ValueError, RecursionError):
             # No address in the message: it may hold a key of the operator's.
             raise Upstream("the chain cannot be asked") from None
 

@@ -5,9 +5,14 @@ Recoverable signatures are r (32) || s (32, low) || recovery id 0 or 1 (guest-ag
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from typing import TYPE_CHECKING
 
 from core.errors import Invalid
+
+if TYPE_CHECKING:
+    from coincurve import PrivateKey
 
 SIGNATURE_SIZE = 64
 
@@ -20,17 +25,23 @@ def keccak256(data: bytes) -> bytes:
 
 
 def public_key(key: bytes) -> bytes:
-    """The compressed SEC1 public key (33 bytes) of a 32-byte scalar."""
+    """The compressed SEC1 public key (33 bytes) of a 32-byte scalar; ValueError when it is none."""
+    from coincurve import PublicKey
+
+    return PublicKey.from_secret(key).format()
+
+
+# A process signs with the one or two root keys that it holds anyway; making such an object costs as much as signing.
+@functools.lru_cache(maxsize=2)
+def _signer(key: bytes) -> PrivateKey:
     from coincurve import PrivateKey
 
-    return PrivateKey(key).public_key.format()
+    return PrivateKey(key)
 
 
 def sign_recoverable(key: bytes, message: bytes) -> bytes:
     """65-byte recoverable signature over Keccak-256 of the message."""
-    from coincurve import PrivateKey
-
-    return PrivateKey(key).sign_recoverable(keccak256(message), hasher=None)
+    return _signer(key).sign_recoverable(keccak256(message), hasher=None)
 
 
 def recover(signature: bytes, message: bytes) -> bytes:
@@ -42,9 +53,7 @@ def recover(signature: bytes, message: bytes) -> bytes:
 
 def sign_digest(key: bytes, digest: bytes) -> bytes:
     """64-byte r || s over a 32-byte digest: RFC 6979 nonce, low s."""
-    from coincurve import PrivateKey
-
-    return PrivateKey(key).sign_recoverable(digest, hasher=None)[:SIGNATURE_SIZE]
+    return _signer(key).sign_recoverable(digest, hasher=None)[:SIGNATURE_SIZE]
 
 
 def verify_digest(public: bytes, digest: bytes, signature: bytes) -> bool:

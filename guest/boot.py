@@ -22,7 +22,7 @@ from core import files
 from core.errors import CasemateError, Invalid
 from core.kdf import pkcs8_pem
 from core.proc import CommandFailed, run
-from guest import channel, disk, keys, share, tee
+from guest import channel, disk, keys, share, tee, tpm
 from guest.channel import Notifier
 from guest.console import say, say_failed
 from guest.events import EventLog, event_log
@@ -105,8 +105,9 @@ def evidence_of(platform: tee.Tee, log: EventLog, sys_config: SysConfig) -> Evid
     return Evidence(platform, log, sys_config.vm_config, sys_config.mr_config)
 
 
-def app_keys_of(made: SeedKeys, proof: Evidence) -> AppKeys:
+def app_keys_of(made: SeedKeys, proof: Evidence, kind: str = "None") -> AppKeys:
     """The keys of a guest without a KMS, with a root certificate that attests itself where there is a TEE."""
+    from core.certs import spki_der
     from guest import certs
 
     has_tee = proof.tee.variant != tee.NO_TEE
@@ -118,7 +119,12 @@ def app_keys_of(made: SeedKeys, proof: Evidence) -> AppKeys:
         k256_signature=b"",
         gateway_app_id="",
         ca_cert=certs.root(made.ca_key, extensions),
-        key_provider=KeyProvider("None", pkcs8_pem(made.ca_key)),
+        key_provider=KeyProvider(
+            kind,
+            pkcs8_pem(made.ca_key),
+            # Keys of one boot have no origin to name.
+            "" if kind == "None" else spki_der(made.ca_key.public_key()).hex(),
+        ),
     )
 
 
@@ -171,6 +177,10 @@ class Boot:
     def _given(self, app: App, sys_config: SysConfig, proof: Evidence) -> Provisioned:
         from guest import provision
 
+        if app.compose.key_provider == "tpm":
+            seed = tpm.seed(tpm.over(tpm.wait_for(self._settings.root)))
+            return provision.Provisioned(app_keys_of(keys.from_seed(seed), proof, "Tpm"), b"")
+        provision.wait_for_network(self._settings.root)
         wanted = app.compose.key_provider_id
         return provision.from_kms(sys_config.kms_urls, proof, sys_config.vm_config, wanted)
 
@@ -242,10 +252,10 @@ def check(app: App) -> None:
         raise Invalid(f"runner {app.compose.runner} is not known; docker-compose and bash are")
     if app.compose.require_digest and app.compose.runner == "bash":
         raise Invalid("require_digest cannot be kept with runner bash, which may fetch anything")
-    if app.compose.key_provider not in ("none", "kms"):
+    if app.compose.key_provider not in ("none", "kms", "tpm"):
         raise Invalid(
-            f"key_provider {app.compose.key_provider} is not available in this image; kms is, and none, "
-            "with which the keys and the data disk last one boot"
+            f"key_provider {app.compose.key_provider} is not available in this image; kms and tpm are, and "
+            "none, with which the keys and the data disk last one boot"
         )
     disk.check_fs(app.compose.storage_fs)
 

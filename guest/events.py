@@ -70,7 +70,7 @@ class EventLog:
         """What `quote` answers while nobody can extend RTMR3, with the whole log at that moment."""
         with files.locked(self._lock):
             registers = self._settle()
-            return Quoted(quote(), (*self._boot, *self._seen.events), registers)
+            return Quoted(quote(), self._seen.after(self._boot), registers)
 
     def _settle(self) -> tuple[bytes, ...]:
         """Reads what others appended and finishes an extension that a crash cut off."""
@@ -121,9 +121,17 @@ class _Seen:
         self.offset = 0
         self.register = bytes(eventlog.REGISTER_SIZE)
         self.events: list[Event] = []
+        self._whole: tuple[Event, ...] | None = None
+
+    def after(self, boot: tuple[Event, ...]) -> tuple[Event, ...]:
+        """The whole log, the same object until an event is added: what is made of it can be kept."""
+        if self._whole is None:
+            self._whole = (*boot, *self.events)
+        return self._whole
 
     def add(self, events: Iterable[Event], size: int) -> None:
         for event in events:
+            self._whole = None
             self.events.append(event)
             self.register = eventlog.extend(self.register, event.digest)
         self.offset += size

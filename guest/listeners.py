@@ -13,7 +13,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -136,7 +135,7 @@ def front(agent: Agent) -> Callable[[dict[str, Any], Callable[..., Any]], Iterab
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         name = environ["gunicorn.socket"].getsockname()
-        app = by_socket[Path(name).name] if isinstance(name, str) else public
+        app = by_socket[name.rpartition("/")[2]] if isinstance(name, str) else public
         return app(environ, start_response)
 
     return application

@@ -5,8 +5,10 @@ Source: kms.md section 6, guest-agent.md sections 4 (GetTlsKey) and 10.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import CasemateError, Invalid, Upstream
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from guest.evidence import Evidence
 
 USAGE_RPC = "kms:rpc"
+NETWORK_S = 20.0
 _MAX_URLS = 16
+# proc(5), /proc/net/route: the destination of the default route.
+_DEFAULT = "00000000"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,17 @@ class Provisioned:
 
     keys: AppKeys
     os_image_hash: bytes
+
+
+def wait_for_network(root: Path = Path("/")) -> None:
+    """Returns when there is a way out of this machine, or after NETWORK_S: DHCP runs beside the boot."""
+    deadline = time.monotonic() + NETWORK_S
+    while time.monotonic() < deadline:
+        routes = (root / "proc/net/route").read_text().splitlines()[1:]
+        if any(route.split()[1] == _DEFAULT for route in routes):
+            return
+        time.sleep(0.02)
+    say("no network yet")
 
 
 def from_kms(

@@ -5,13 +5,14 @@ Wire rules: guest-agent.md section 2.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, json, request
+from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
@@ -24,6 +25,7 @@ from guest.service import Agent
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 10 * 1024 * 1024
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def create_app(agent: Agent) -> Flask:
@@ -98,8 +100,7 @@ def _body() -> bytes:
 
 def answer_json(value: object, status: int = 200) -> Response:
     """A JSON answer with its length, which the JavaScript SDK relies on."""
-    text = json.dumps(value, separators=(",", ":"), sort_keys=False)
-    return Response(text, status, mimetype="application/json")
+    return Response(_ENCODER.encode(value), status, mimetype="application/json")
 
 
 def _refusal(error: CasemateError) -> Response:

@@ -6,6 +6,7 @@ Source: guest-agent.md sections 4 to 9 (seed 000).
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import logging
@@ -18,7 +19,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest import envelope, eventlog, ratls
-from core.certs import Leaf
+from attest.eventlog import Event
+from core.certs import Issuer, Leaf
 from core.errors import CasemateError, Invalid, Unavailable
 from core.kdf import kdf, p256_key, pkcs8_pem
 from guest import certs, channel, identity, keys, sysinfo, tee
@@ -49,6 +51,11 @@ class Vm:
     keys: AppKeys
     evidence: Evidence
 
+    @functools.cached_property
+    def issuer(self) -> Issuer:
+        """The app's own CA, where it has no KMS; reading its key costs more than a signature."""
+        return certs.issuer_of(self.keys.key_provider, self.keys.ca_cert)
+
 
 class Agent:
     """The guest agent; `power_off` starts the VM's orderly end and returns at once."""
@@ -60,6 +67,7 @@ class Agent:
         self._loading = threading.Lock()
         self._vm: Vm | None = None
         self._app_cert = ""
+        self._log_text: tuple[tuple[Event, ...], str] = ((), "[]")
 
     # What the agent works with
 
@@ -130,8 +138,7 @@ class Agent:
             extensions.append(vm.evidence.ra_tls_extension(key.public_key()))
         if with_app_info:
             extensions.append(ratls.app_info_extension(self._app_info(vm)))
-        issuer = certs.issuer_of(vm.keys.key_provider, vm.keys.ca_cert)
-        certificate = issuer.issue(key.public_key(), replace(leaf, extensions=extensions))
+        certificate = vm.issuer.issue(key.public_key(), replace(leaf, extensions=extensions))
         return {"key": pkcs8_pem(key), "certificate_chain": [certificate, vm.keys.ca_cert]}
 
     def sign(self, algorithm: str, data: bytes) -> Mapping[str, object]:
@@ -169,11 +176,19 @@ class Agent:
         quoted = vm.evidence.quote(data)
         return {
             "quote": quoted.quote,
-            "event_log": eventlog.to_json(quoted.events),
+            "event_log": self._log_json(quoted.events),
             "report_data": data,
             "vm_config": vm.sys_config.vm_config,
             "attestation": b"",
         }
+
+    def _log_json(self, events: tuple[Event, ...]) -> str:
+        # Quotes come far more often than events.
+        of, text = self._log_text
+        if of is not events:
+            text = eventlog.to_json(events)
+            self._log_text = (events, text)
+        return text
 
     def attest(self, report_data: bytes) -> Mapping[str, object]:
         """Attest: the versioned attestation, which a verifier takes alone."""
@@ -337,6 +352,7 @@ class Agent:
         threading.Thread(target=end, name="shutdown", daemon=True).start()
 
 
+@functools.cache
 def revision(settings: Settings) -> str:
     """Which program serves the interface: the image's version in a guest, else the installed package's."""
     if not settings.simulated:

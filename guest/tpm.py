@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.errors import Unavailable
+from core.errors import Invalid, Unavailable
+from core.proc import run
 
 SEED_SIZE = 32
+WAIT_S = 5.0
 DEVICES = ("dev/tpmrm0", "dev/tpm0")
 # Part 2, 7.1: of the range that owners assign; "casemate" has no registered part of it.
 INDEX = 0x01C0CA5E
@@ -36,6 +39,18 @@ Send = Callable[[bytes], bytes]
 def find(root: Path = Path("/")) -> Path | None:
     """The TPM's device; None when this VM has no TPM."""
     return next((root / name for name in DEVICES if (root / name).exists()), None)
+
+
+def wait_for(root: Path = Path("/")) -> Path:
+    """The TPM's device, its driver loaded; Invalid when this VM has none."""
+    if find(root) is None:
+        run(["modprobe", "-q", "tpm_tis"], check=False)
+    deadline = time.monotonic() + WAIT_S
+    while (device := find(root)) is None:
+        if time.monotonic() >= deadline:
+            raise Invalid("this app wants keys from a TPM, but this VM has none")
+        time.sleep(0.02)
+    return device
 
 
 def over(device: Path) -> Send:

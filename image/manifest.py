@@ -19,6 +19,7 @@ from core.files import read_capped, write_atomic
 METADATA = "metadata.json"
 SUMS = "sha256sum.txt"
 DIGEST = "digest.txt"
+DESCRIBING = (METADATA, SUMS, DIGEST)
 
 # Ours are under 2 KiB; a folder that somebody else made is read with a limit.
 LIMIT = 1024 * 1024

@@ -44,7 +44,11 @@ export function secrets() {
     if (target.id === "env-read") read(document.getElementById("env-text"));
   });
   document.addEventListener("input", ({ target }) => {
-    if (target.closest("#env")) name_them(target.closest("form"));
+    if (target.closest("#env")) {
+      const reset = document.getElementById("reset_secrets");
+      if (reset) reset.checked = true;
+    }
+    if (target.closest("#env, #reset_secrets")) name_them(document.getElementById("vm-form"));
   });
   document.addEventListener("htmx:confirm", (event) => {
     const form = event.detail.elt;
@@ -90,9 +94,9 @@ function wants(form) {
 
 // The app-compose document lets in what is named there: the names are part of what is measured.
 function name_them(form) {
-  const reset = form.elements.reset_secrets;
-  if (reset) reset.checked = true;
-  form.elements.allowed_envs.value = items().map(({ key }) => key).join(" ");
+  const names = form.elements.allowed_envs;
+  const replaces = form.elements.reset_secrets?.checked ?? true;
+  names.value = replaces ? items().map(({ key }) => key).join(" ") : names.dataset.before;
 }
 
 async function encrypt(form) {

@@ -57,15 +57,13 @@ def update_page(vm_id: str) -> Response:
 def update(vm_id: str) -> BaseResponse:
     """Changes the VM with one call, or shows the form again with the reasons beside the fields."""
     info = info_of(vm_id)
-    change = console_forms.change(request.form, info)
-    if len(change) == 1:
-        flash("Nothing was changed", "note")
-        return go(url_for("console.details", vm_id=vm_id))
     try:
-        ask("UpdateVm", **change)
+        change = console_forms.change(request.form, info)
+        if len(change) > 1:
+            ask("UpdateVm", **change)
     except CasemateError as refusal:
         return _form(request.form, vm=info, refusal=refusal)
-    flash(f"Changed: {info['name']}", "note")
+    flash(f"Changed: {info['name']}" if len(change) > 1 else "Nothing was changed", "note")
     return go(url_for("console.details", vm_id=vm_id))
 
 
@@ -105,6 +103,7 @@ def _form(form: Form, *, vm: Any = None, refusal: CasemateError | None = None) -
         port_rows=console_forms.port_rows(form),
         card_rows=console_forms.card_rows(form),
         vm=vm,
+        names_before=has.get("allowed_envs", ""),
         why=console_forms.reasons(refusal) if refusal else {},
         images=ask("ListImages")["images"],
         gpus=ask("ListGpus"),

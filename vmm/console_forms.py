@@ -47,7 +47,7 @@ def configuration(form: Form, before: str = "") -> dict[str, Any]:
     return {
         "name": form.get("name", ""),
         "image": form.get("image", ""),
-        "compose_file": wanted(form, before),
+        "compose_file": _compose(form, before),
         "vcpu": _number(form.get("vcpu", "")),
         "memory": _memory(form),
         "disk_size": _number(form.get("disk_size", "")),
@@ -71,7 +71,7 @@ def change(form: Form, info: Mapping[str, Any]) -> dict[str, Any]:
     """The request of UpdateVm: the differences between what was typed and what the VM has."""
     before = info["configuration"]
     message: dict[str, Any] = {"id": info["id"]}
-    if (compose := wanted(form, before["compose_file"])) != before["compose_file"]:
+    if (compose := _compose(form, before["compose_file"])) != before["compose_file"]:
         message["compose_file"] = compose
     if (text := lines(form.get("user_config", ""))) != lines(before["user_config"]):
         message["user_config"] = text
@@ -181,6 +181,17 @@ def _in_words(name: str) -> str:
     # ports[0].host_port is the first row's for people.
     counted = re.sub(r"\[(\d{1,9})\]", lambda found: f" row {int(found[1]) + 1}", name)
     return counted.replace(".", " ").replace("_", " " if " " in counted else "_")
+
+
+def _compose(form: Form, before: str) -> str:
+    """The app-compose text; Invalid when it is written by hand and would keep a sealed variable out."""
+    text = wanted(form, before)
+    missing = set(form.get("allowed_envs", "").split()) - set(shown(text)["allowed_envs"])
+    is_sealed = form.get("encrypted_env") and ("vm" not in form or "reset_secrets" in form)
+    if missing and is_sealed:
+        names = ", ".join(sorted(missing))
+        raise Invalid.field("compose_file", f"allowed_envs must name {names} to let it in")
+    return text
 
 
 def _of(before: Mapping[str, Any], name: str) -> list[Any]:

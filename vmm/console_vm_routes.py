@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from typing import Any
 
 from flask import Response, request
@@ -30,7 +31,7 @@ def details(vm_id: str) -> Response:
         usage=curves,
         compose=shown(has["compose_file"]),
         compose_hash=compose.compose_hash(has["compose_file"].encode()).hex(),
-        command=vms().command(vm_id),
+        command=[shlex.quote(word) for word in vms().command(vm_id)],
         console="".join(vms().log(vm_id, "serial", 30, keep_ansi=False)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +18,8 @@ from vmm.network import check_nics, mac_address
 BACKENDS = {"user": "slirp", "bridge": "tap_bridge"}
 
 
-def describe(vm: Vm, config: Config, *, brief: bool) -> dict[str, Any]:
-    """The fields of VmInfo; `brief` leaves the configuration out."""
+def describe(vm: Vm | SimpleNamespace, config: Config, *, brief: bool) -> dict[str, Any]:
+    """The fields of VmInfo of a row, read as an object or plainly; `brief` leaves the configuration out."""
     now = time.time_ns() // 1_000_000
     is_up = vm.observed == Observed.ALIVE and vm.started_ms is not None
     return {
@@ -58,7 +59,7 @@ def duration(milliseconds: int) -> str:
     return " ".join(parts) or "0s"
 
 
-def _status(vm: Vm, config: Config) -> str:
+def _status(vm: Vm | SimpleNamespace, config: Config) -> str:
     """The status word; a VM at rest whose folder or image cannot be read is `unknown`."""
     at_rest = vm.observed == Observed.ABSENT and vm.wished != Wished.REMOVED
     if at_rest and ("unreadable" in vm.options or not _has_files(vm, config)):
@@ -66,13 +67,13 @@ def _status(vm: Vm, config: Config) -> str:
     return status(vm.wished, vm.observed, silent=vm.silent_ms is not None)
 
 
-def _has_files(vm: Vm, config: Config) -> bool:
+def _has_files(vm: Vm | SimpleNamespace, config: Config) -> bool:
     # A VM that never ran has nothing to lose in a folder: its start makes one.
     has_folder = vm.stopped_ms is None or (config.run_path / vm.id).is_dir()
     return has_folder and (config.image.path / vm.image / METADATA).is_file()
 
 
-def _interfaces(vm: Vm, node: NetworkingConfig) -> list[dict[str, Any]]:
+def _interfaces(vm: Vm | SimpleNamespace, node: NetworkingConfig) -> list[dict[str, Any]]:
     try:
         nics = check_nics(vm.options.get("networking"), vm.options.get("networks") or [], node)
     except Invalid:  # the configuration has changed since, and the next start is refused
@@ -89,7 +90,7 @@ def _interfaces(vm: Vm, node: NetworkingConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _app_url(vm: Vm, config: Config) -> str | None:
+def _app_url(vm: Vm | SimpleNamespace, config: Config) -> str | None:
     """Where the app's agent is reached: by its gateway when it has one, else by a host port."""
     agent_port = config.gateway.agent_port
     if vm.options.get("gateway") and vm.instance_id:
@@ -103,14 +104,14 @@ def _app_url(vm: Vm, config: Config) -> str | None:
     return None
 
 
-def _gateway(vm: Vm, config: Config) -> str:
+def _gateway(vm: Vm | SimpleNamespace, config: Config) -> str:
     for url in (vm.options.get("gateway_urls") or [])[:1]:
         parts = urlsplit(url)
         return f"{parts.hostname}:{parts.port or 443}"
     return f"{config.gateway.base_domain}:{config.gateway.port}"
 
 
-def _configuration(vm: Vm) -> dict[str, Any]:
+def _configuration(vm: Vm | SimpleNamespace) -> dict[str, Any]:
     return {
         "name": vm.name,
         "image": vm.image,

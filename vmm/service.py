@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import undefer
 
 from attest import compose
 from core import faults, http, logs, prpc
@@ -29,6 +28,7 @@ from vmm import (
     companion,
     disk,
     gpu,
+    listing,
     network,
     pci,
     process,
@@ -53,9 +53,6 @@ STOP_PATIENCE_S = 6.0
 KMS_S = 10.0
 LOG_CHANNELS = ("serial", "stdout", "stderr")
 HEARTBEAT = "[vmm heartbeat]\n"
-
-# The long parts of a row, read by the same statement where an answer shows them.
-_WHOLE = (undefer(Vm.compose_file), undefer(Vm.encrypted_env), undefer(Vm.user_config))
 
 
 @dataclass(frozen=True)
@@ -220,18 +217,10 @@ class Vms:
 
     def status(self, query: StatusQuery) -> dict[str, Any]:
         """The VMs that match a query, oldest first, as StatusResponse prints them."""
-        found = _matching(query)
         with self.database.reading() as session:
-            total = session.scalar(select(func.count()).select_from(found.subquery())) or 0
-            page = found.order_by(Vm.created_ms, Vm.id)
-            if query.page_size:
-                first = min(query.page * query.page_size, 2**62)  # SQLite counts to 2^63
-                page = page.offset(first).limit(query.page_size)
-            if not query.brief:
-                page = page.options(*_WHOLE)
-            vms = [describe(vm, self.config, brief=query.brief) for vm in session.scalars(page)]
+            total, page = listing.page(session, query)
         return {
-            "vms": vms,
+            "vms": [describe(vm, self.config, brief=query.brief) for vm in page],
             "port_mapping_enabled": self.config.cvm.port_mapping.enabled,
             "total": total,
         }
@@ -239,8 +228,8 @@ class Vms:
     def info(self, vm_id: str) -> dict[str, Any] | None:
         """One VM with its configuration, or None."""
         with self.database.reading() as session:
-            vm = session.get(Vm, vm_id, options=_WHOLE)
-            return None if vm is None else describe(vm, self.config, brief=False)
+            vm = listing.one(session, vm_id)
+        return None if vm is None else describe(vm, self.config, brief=False)
 
     def project_of(self, vm_id: str) -> str | None:
         """The project that a VM belongs to, or None when there is no such VM."""
@@ -429,15 +418,3 @@ def _names(change: Change) -> list[str]:
     named = [flag.removeprefix("update_") for flag in flags if getattr(change, flag)]
     named += [name for name in values if getattr(change, name)]
     return [*named, "no_tee"] if change.no_tee is not None else named
-
-
-def _matching(query: StatusQuery) -> Select[Vm]:
-    found = select(Vm)
-    if query.ids:
-        found = found.where(Vm.id.in_(query.ids))
-    if query.keyword:
-        columns = (Vm.name, Vm.id, Vm.app_id, Vm.image)
-        # SQLite refuses long patterns; no column has more than 64 characters.
-        keyword = query.keyword[:100]
-        found = found.where(or_(*(c.contains(keyword, autoescape=True) for c in columns)))
-    return found

@@ -92,6 +92,8 @@ def speed(bench: Bench) -> Iterator[Line]:
                 unit="ms",
                 samples=[_p99(loads[call.title].times_ms)],
                 promise=Promise(plus=P99_MS),
+                peer="Flask hello, same socket",
+                peer_samples=[_p99(loads["hello"].times_ms)],
             )
 
 

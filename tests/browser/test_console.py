@@ -441,7 +441,12 @@ def test_what_guests_and_tenants_write_runs_no_script(
     rows.behave(service.data_dir / "vm", guest=guest)
     compose = json.dumps({"docker_compose_file": "\n".join(hostile[:50]), "init_script": hostile[5],
                           "allowed_envs": hostile[6:12], "swap_size": "1G"})  # fmt: skip
-    vm_id = vm(name="hostile", compose_file=compose, user_config="\n".join(hostile))
+    vm_id = vm(
+        name="hostile",
+        ports=[rows.port(free_port(), 8090)],
+        compose_file=compose,
+        user_config="\n".join(hostile),
+    )
     rows.behave(service.data_dir / "vm")
     with open(folder(service, vm_id) / "serial.log", "a") as log:
         log.write("\r\n".join(hostile) + "\r\n")

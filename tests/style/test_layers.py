@@ -114,7 +114,7 @@ def test_migrations_know_the_tables_and_what_lies_below() -> None:
                 r"migrations/.*\.py",
                 r"accounts/\w+\.py",
                 r"(\w+)/service\.py",
-                r"vmm/(records|reconcile|background|usage|metrics)\.py",
+                r"vmm/(records|reconcile|listing|background|usage|metrics)\.py",
             ),
         ),
         ("alembic", (r"migrations/.*\.py",)),

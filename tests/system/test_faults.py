@@ -165,8 +165,14 @@ OPERATIONS = {
     "start": Operation(
         stopped,
         verb("StartVm"),
-        ("start.wished", "lock.taken", "start.asked", "disk.made", *WHOLE_START),
+        ("start.wished", "start.asked", "disk.made", *WHOLE_START),
         is_running,
+    ),
+    "start not begun": Operation(
+        stopped,
+        verb("StartVm"),
+        ("lock.taken", "folder.made"),
+        lambda vm, answer: vm is not None and vm.status == "stopped",
     ),
     "stop": Operation(
         running,
@@ -301,7 +307,7 @@ def test_nothing_is_lost_when_the_service_is_killed(site: Site, name: str, point
     until(
         lambda: cut_short or site.passed(point.partition(":")[0]),
         seconds=30,
-        what=f"a pass of {point}",
+        what=f"a pass of {point} ({answer and answer.text})",
     )
     service.kill(everything=False)
     alive = process.find(service.data_dir / "vm" / vm_id) if vm_id else None
@@ -360,6 +366,23 @@ def test_a_service_killed_while_it_migrates_is_migrated_by_the_next(
     service.end()
     # They ran once, and their folders are not there.
     assert listed == [("first", "unknown"), ("second", "unknown")]
+
+
+def test_a_service_that_was_not_told_that_it_is_a_test_refuses(
+    fake_qemu: Path, data_dir: Path
+) -> None:
+    service = RunningService(
+        data_dir / "data", data_dir / "images", extra=f'qemu_path = "{fake_qemu}"\n'
+    )
+
+    with pytest.raises(
+        AssertionError, match="casemate: CASEMATE_FAULT kills the service on purpose"
+    ):
+        service.start(CASEMATE_FAULT="create.checked")
+
+    assert service.process is not None
+    assert service.process.wait(10) == 1
+    assert not service.data_dir.exists()
 
 
 def placed() -> list[str]:

@@ -125,6 +125,31 @@ def test_what_it_keeps_is_closed_to_others(start: Any, data_dir: Path) -> None:
     assert token not in service.log.read_text()
 
 
+def test_no_secret_stands_in_an_argument_or_a_variable(start: Any, data_dir: Path) -> None:
+    service = start()
+    sealed = os.urandom(100).hex()
+    vm_id = service.call("/prpc/CreateVm", **rows.request(encrypted_env=sealed))["id"]
+    until(lambda: service.shown(vm_id)["status"] == "running")
+    names = (
+        "admin-token",
+        "session-key",
+        *(f"tee/{each.name}" for each in (data_dir / "tee").iterdir()),
+    )
+    texts = [
+        (data_dir / name).read_bytes() for name in names if not name.endswith((".pem", ".json"))
+    ]
+    secrets = [text.strip() for text in texts] + [sealed.encode(), bytes.fromhex(sealed)]
+    secrets += [secret.hex().encode() for secret in secrets]
+
+    ours = [each for each in psutil.process_iter() if str(data_dir) in " ".join(each.cmdline())]
+
+    assert len(ours) >= 3  # master, runner and QEMU at least
+    for process_ in (*ours, *service.children()):
+        for name in ("cmdline", "environ"):
+            shown = Path(f"/proc/{process_.pid}/{name}").read_bytes()
+            assert not any(secret in shown for secret in secrets), (process_.pid, name)
+
+
 def test_a_second_service_on_one_data_directory_is_refused(start: Any, data_dir: Path) -> None:
     service = start()
 

@@ -10,6 +10,7 @@ from typing import Any
 import bcrypt
 import pytest
 from flask.testing import FlaskClient
+from gunicorn.http.errors import ParseException
 
 from core import protobuf
 from core.errors import Upstream
@@ -128,6 +129,18 @@ def test_a_body_too_large_is_refused(client: FlaskClient) -> None:
     said = client.post("/prpc/GetMeta", data=b"x" * (routes.MAX_BODY + 1))
 
     assert (said.status_code, list(said.get_json())) == (413, ["error"])
+
+
+def test_a_caller_that_leaves_in_the_middle_is_refused(client: FlaskClient) -> None:
+    class Broken:
+        def read(self, size: int = -1) -> bytes:
+            raise ParseException("half a chunk")
+
+    environ = {"wsgi.input": Broken(), "wsgi.input_terminated": True}
+    said = client.post("/prpc/GetMeta", data=b"12345", environ_overrides=environ)
+
+    assert said.status_code == 400
+    assert "the request body cannot be read" in said.get_json()["error"]
 
 
 def test_a_refusal_in_protobuf_is_one(client: FlaskClient) -> None:

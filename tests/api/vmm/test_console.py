@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 
 import pytest
 from flask import Flask
@@ -240,6 +242,19 @@ def test_what_is_previewed_is_what_is_made(client: FlaskClient, send: Send) -> N
     assert answer.json is not None
     assert f'<code class="hash">{answer.json["hash"]}</code>' in preview
     assert f"<code>{has['app_id']}</code>" in preview
+
+
+def test_the_command_that_ran_can_be_copied_into_a_shell(client: FlaskClient) -> None:
+    assert "It was never started." in client.get(f"/console/vm/{create(client, stopped=True)}").text
+    vm_id = create(client)
+
+    page = client.get(f"/console/vm/{vm_id}").text
+
+    found = re.search(r'<pre id="command">(.*?)</pre>', page, re.DOTALL)
+    assert found
+    launched = client.application.extensions["vms"].command(vm_id)
+    assert shlex.split(unescape(found[1])) == launched
+    assert ["-name", vm_id] == launched[launched.index("-name") :][:2]
 
 
 def test_broken_images_are_shown_with_the_reason(client: FlaskClient, config: Config) -> None:

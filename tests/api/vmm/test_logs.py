@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,26 @@ def test_a_followed_log_gives_what_comes_until_the_vm_is_removed(
 
     listening.join(10)
     assert not listening.is_alive()
+
+
+def test_a_reader_that_leaves_a_silent_log_ends_its_stream(
+    client: FlaskClient, vm_id: str, log: Path
+) -> None:
+    log.write_text("one\n")
+    ours, theirs = socket.socketpair()
+    answer = client.get(
+        f"/logs?id={vm_id}&follow=true",
+        buffered=False,
+        environ_overrides={"gunicorn.socket": ours},
+    )
+    pieces = answer.iter_encoded()
+    while next(pieces) != b"one\n":
+        pass
+
+    theirs.close()
+
+    assert b"".join(pieces) == b""
+    ours.close()
 
 
 def test_followers_have_half_of_the_threads_and_give_them_back(

@@ -122,6 +122,7 @@ def test_states_that_are_never_acceptable_are_refused(raw: bytes, why: str) -> N
     [
         (b"", "0 bytes instead of 1184"),
         (report() + b"\0", "1185 bytes"),
+        (report()[:-1] + b"\1", "bytes that are not zero"),
         (body(at_0=b"\x01"), "version 1 is unknown"),
         (body(at_0=b"\x06"), "version 6 is unknown"),
         (body(at_34=b"\x02"), "signature algorithm 2"),
@@ -254,6 +255,16 @@ def test_an_extension_that_is_there_twice_is_refused(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(Malformed, match="extensions cannot be read"):
         snp._check_processor(snp.parse(report()), Twice())  # type: ignore[arg-type]
+
+
+def test_a_name_that_cannot_be_read_is_refused() -> None:
+    class Nameless:
+        @property
+        def issuer(self) -> None:
+            raise ValueError("not a name")
+
+    with pytest.raises(Malformed, match="broken name"):
+        snp._issued_by(processor().ark, [Nameless()], "ASK")  # type: ignore[list-item]
 
 
 def test_keys_that_the_library_does_not_know_are_refused() -> None:

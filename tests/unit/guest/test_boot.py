@@ -124,7 +124,6 @@ def test_the_work_folder_has_what_an_app_looks_for(tmp_path: Path) -> None:
     [
         ({"key_provider": "local"}, "key_provider local"),
         ({"local_key_provider_enabled": True}, "key_provider local"),
-        ({"key_provider": "tpm"}, "key_provider tpm"),
         ({"runner": "pod"}, "runner pod"),
         ({"runner": "bash", "require_digest": True}, "require_digest"),
         ({"storage_fs": "zfs"}, "storage_fs zfs"),
@@ -231,6 +230,18 @@ def test_a_root_certificate_attests_its_own_key(agent: Agent) -> None:
     assert evidence.report_data == ratls.report_data_for_key(
         spki_der(keys.from_seed(bytes(32)).ca_key.public_key())
     )
+
+
+def test_keys_of_a_tpm_name_their_origin(agent: Agent) -> None:
+    made = keys.from_seed(bytes(32))
+
+    given = boot.app_keys_of(made, agent.vm().evidence, "Tpm")
+
+    assert json.loads(given.key_provider.info) == {
+        "name": "tpm",
+        "id": spki_der(made.ca_key.public_key()).hex(),
+    }
+    assert (given.env_crypt_key, given.k256_signature) == (b"", b"")
 
 
 def test_a_script_that_fails_shows_its_last_words(

@@ -29,7 +29,7 @@ class Service(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.body = 200, b"{}"
         self.headers: dict[str, str] = {}
-        self.drip_s = 0.0
+        self.drip_s = self.late_s = 0.0
         self.asked: list[tuple[str, str, Any, str]] = []
 
     @property
@@ -47,6 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(size)) if size else None
         self.server.asked.append((self.command, self.path, body, self.headers["User-Agent"]))
+        time.sleep(self.server.late_s)
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
@@ -135,6 +136,8 @@ def test_a_service_that_is_not_there_or_slow_is_a_no(
     service.say(isAllowed=True)
     service.drip_s = 0.3
     assert not webhook.app(BOOT).is_allowed
+    service.late_s = 0.3
+    assert "in time" in webhook.app(BOOT).reason
 
 
 def test_an_answer_that_drips_is_cut_off(

@@ -10,17 +10,21 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest import envelope, ratls
+from attest.evidence import SnpEvidence
 from attest.verified import verify_evidence
-from core import certs, files, k256
+from core import certs, files, k256, kms_client
 from core.certs import Issuer, Leaf
 from core.errors import Conflict, Invalid, Upstream
 from core.kdf import pkcs8_pem
-from kms import attester, onboard, rootkeys
+from core.prpc import Message, instance
+from kms import attester, onboard, rootkeys, schemas
 from kms.authz import Decision
 from kms.onboard import Onboarding
-from kms.settings import Settings
+from kms.service import KmsService
+from kms.settings import AttestationSettings, RootCas, Settings
 from kms.trust import Trusting
 from tests.unit.kms.conftest import Deciding, Guest, leaf_under
 
@@ -213,6 +217,84 @@ def test_a_kms_with_another_kind_of_key_is_refused(onboarding: Onboarding, issue
 
     with pytest.raises(Upstream, match="not that of a KMS"):
         onboarding._check_source(builder.sign(issuer.key, hashes.SHA256()))
+
+
+class InProcess:
+    """A KMS that is asked without a network."""
+
+    def __init__(self, kms: KmsService, other_root: str = "") -> None:
+        self._kms = kms
+        self._other_root = other_root
+
+    def __call__(self, url: str, ca_cert: str = "", check_server: object = None) -> InProcess:
+        return self
+
+    def introduction(self) -> kms_client.Introduction:
+        said = dict(self._kms.get_temp_ca_cert())
+        return kms_client.Introduction(**{**said, "ca_cert": self._other_root or said["ca_cert"]})
+
+    def call(self, method: str, params: dict[str, str], client: tuple[str, str]) -> Any:
+        der = x509.load_pem_x509_certificate(client[0].encode()).public_bytes(Encoding.DER)
+        given = self._kms.get_kms_key(self._kms.caller(der), **params)
+        return load(schemas.KmsKeyResponse, given)
+
+
+def load(schema: type[Message], answer: object) -> Any:
+    """An answer as it is after its way over the wire."""
+    return json.loads(json.dumps(instance(schema).dump(answer)))
+
+
+def test_the_keys_of_a_running_kms_are_taken_over(
+    kms: KmsService, settings: Settings, deciding: Deciding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = replace(settings.core, cert_dir=settings.data_dir / "second")
+    second = Onboarding(_same_machine(replace(settings, core=there)), "1", lambda: None)
+    monkeypatch.setattr(kms_client, "Kms", InProcess(_believing_itself(kms)))
+
+    said = second.onboard("https://first.example", "second.example")
+
+    root = rootkeys.load(there.cert_dir)
+    assert said == {
+        "ca_pubkey": certs.spki_der(root.ca.public_key()),
+        "k256_pubkey": kms.get_meta()["k256_pubkey"],
+    }
+    assert (there.cert_dir / "rpc-domain").read_text() == "second.example"
+    assert not (there.cert_dir / "bootstrap-info.json").exists()
+
+
+def test_keys_of_another_root_than_was_shown_are_not_taken(
+    kms: KmsService, settings: Settings, deciding: Deciding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = replace(settings.core, cert_dir=settings.data_dir / "second")
+    second = Onboarding(_same_machine(replace(settings, core=there)), "1", lambda: None)
+    stranger = certs.authority(rootkeys.create().ca, certs.name("x"), path_length=1)
+    monkeypatch.setattr(kms_client, "Kms", InProcess(_believing_itself(kms), stranger))
+
+    with pytest.raises(Upstream, match="are not those of its certificate"):
+        second.onboard("https://first.example", "second.example")
+
+    assert not rootkeys.exist(there.cert_dir)
+
+
+def _same_machine(settings: Settings) -> Settings:
+    """The simulated TEE of the KMS is the one that is believed."""
+    tee = settings.tee_dir
+    attester.Simulated(tee)
+    trust = AttestationSettings(RootCas(tee / "tee-root-ca.pem"), True, tee / "tee-collateral.json")
+    return replace(settings, core=replace(settings.core, attestation=trust))
+
+
+def _believing_itself(kms: KmsService) -> KmsService:
+    kms._trusting = Trusting(_same_machine(kms.settings))
+    return kms
+
+
+def test_a_platform_without_a_quote_has_no_ppid(guest: Guest) -> None:
+    class Snp:
+        def attestation(self, report_data: bytes) -> Any:
+            return replace(guest.attestation(report_data), platform=SnpEvidence(b"", (), ""))
+
+    assert onboard._ppid(Snp()) == b""  # type: ignore[arg-type] # as much as is used
 
 
 # What it answers

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -384,3 +385,52 @@ def test_good_evidence_and_none_at_all_may_ask_for_what_is_public(
 ) -> None:
     kms.check(kms.caller(guest.certificate(kms)))
     kms.check(kms.caller(None))
+
+
+def test_evidence_under_a_key_of_another_kind_is_refused(kms: KmsService, guest: Guest) -> None:
+    public: Any = rsa.generate_private_key(65537, 2048).public_key()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(certs.name("x"))
+        .issuer_name(certs.name("x"))
+        .public_key(public)
+        .serial_number(1)
+        .not_valid_before(certs.NOT_BEFORE)
+        .not_valid_after(kms._authority.root.certificate.not_valid_after_utc)
+        .add_extension(ratls.attestation_extension(guest.attestation(bytes(64))), critical=False)
+    )
+    made = builder.sign(kms._authority.root.key, hashes.SHA256())
+
+    with pytest.raises(Invalid, match="invalid quote: the certificate's key is not"):
+        kms.caller(made.public_bytes(Encoding.DER))
+
+
+def test_bytes_that_are_no_certificate_are_refused(kms: KmsService) -> None:
+    with pytest.raises(Invalid, match="invalid quote"):
+        kms.caller(b"no certificate")
+
+
+def test_the_own_leaf_carries_evidence_unless_that_is_off(
+    open_kms: Callable[..., KmsService], settings: Settings
+) -> None:
+    def evidence() -> object:
+        text = (settings.core.cert_dir / "rpc.crt").read_bytes()
+        return ratls.read(x509.load_pem_x509_certificate(text)).attestation
+
+    open_kms()
+    assert evidence() is not None
+    open_kms(attest_rpc_cert=False, enforce_self_authorization=False)
+    assert evidence() is None
+
+
+def test_how_the_keys_were_made_is_told_while_it_is_known(
+    kms: KmsService, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = settings.core.cert_dir / "bootstrap-info.json"
+    assert kms.get_meta()["bootstrap_info"] is not None
+    for content in ("broken", "[]", "{}", '{"ca_pubkey": "zz"}'):
+        path.write_text(content)
+        assert kms.get_meta()["bootstrap_info"] is None
+    assert "cannot be read and is left out" in caplog.text
+    path.unlink()
+    assert kms.get_meta()["bootstrap_info"] is None

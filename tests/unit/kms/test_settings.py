@@ -70,6 +70,7 @@ def test_an_unknown_key_warns_and_is_ignored(
         (WEBHOOK + '[core.onboard]\nauto_bootstrap_domain = "a..b"', "auto_bootstrap_domain"),
         (WEBHOOK + '[core.onboard]\naddress = "here"', "core.onboard.address"),
         (WEBHOOK + "[core.admin]\nenabled = true", "core.admin: needs a token"),
+        (WEBHOOK + '[core.attestation]\npccs_url = "x"', "core.attestation.pccs_url"),
         (WEBHOOK + '[core.image]\ndownload_timeout = "soon"', "core.image.download_timeout"),
         (
             WEBHOOK + '[core.attestation.root_ca]\ntdx = "/x.pem"',
@@ -86,6 +87,16 @@ def test_a_bad_value_is_refused_by_name(
 
     with pytest.raises(Invalid, match=names):
         load(tmp_path, text)
+
+
+def test_a_contract_is_named_by_its_address(tmp_path: Path) -> None:
+    given = load(
+        tmp_path,
+        '[core.auth_api]\ntype = "ethereum"\n[core.auth_api.ethereum]\n'
+        + f'rpc_url = "https://rpc.example"\ncontract = "0x{"ab" * 20}"\n',
+    )
+
+    assert given.core.auth_api.ethereum.contract == "0x" + "ab" * 20
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ def test_secrets_are_sent_only_to_be_replaced() -> None:
     assert change(form, has) == {"id": "an-id", "encrypted_env": "cd" * 60}
 
 
+def test_a_document_written_by_hand_must_let_in_what_is_sealed() -> None:
+    raw = {"compose_mode": "raw", "compose_file": '{"allowed_envs": ["A"]}', "allowed_envs": "A B"}
+
+    assert configuration(Form(raw))["compose_file"] == raw["compose_file"]
+    with pytest.raises(Invalid, match="allowed_envs must name B"):
+        configuration(Form({**raw, "encrypted_env": "ab"}))
+    named = {"compose_file": '{"allowed_envs": ["B", "A"]}', "encrypted_env": "ab"}
+    assert configuration(Form({**raw, **named}))["encrypted_env"] == "ab"
+
+
 def test_empty_rows_are_no_ports_and_no_cards() -> None:
     form = empty("tiny")
     for protocol, host in (("tcp", ""), ("udp", "53"), ("tcp", " ")):

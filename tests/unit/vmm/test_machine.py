@@ -685,7 +685,9 @@ def test_a_software_tpm_keeps_its_state_and_ends_with_its_vm(on: Callable[..., V
 
     tpm = folder(vms, vm_id) / companion.TPM
     assert process.find(tpm) is not None
-    assert f"socket,id=chrtpm,path={tpm}/run/sock" in argv(vms, vm_id).replace("W/", f"{tpm.parent}/")
+    assert f"socket,id=chrtpm,path={tpm}/run/sock" in argv(vms, vm_id).replace(
+        "W/", f"{tpm.parent}/"
+    )
     assert told(vms, vm_id)[1]["swtpm"] is True
     vms.stop(vm_id)
     assert process.find(tpm) is None

@@ -126,7 +126,9 @@ CASES = {
     ),
     "9p-share": replace(SIMULATED, share=Share("9p", WORK / "shared")),
     "vvfat-share": replace(SIMULATED, share=Share("vvfat", WORK / "shared")),
-    "swtpm-other-user": replace(SIMULATED, swtpm_socket=WORK / "swtpm.sock", run_as=Account(990, 991)),
+    "swtpm-other-user": replace(
+        SIMULATED, swtpm_socket=WORK / "swtpm.sock", run_as=Account(990, 991)
+    ),
 }
 
 

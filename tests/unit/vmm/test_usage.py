@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from models.base import Database
 from models.usage import UsageSample
 from tests.common import rows
 from tests.common.waiting import until
-from vmm import records, usage
+from vmm import background, records, usage
+from vmm.background import Background
+from vmm.service import Vms
 from vmm.usage import Usage, curve, history, host_history
 
 HOUR = usage.KEPT_MS
@@ -114,6 +117,40 @@ def test_a_full_disk_leaves_a_gap_and_no_more(
     monkeypatch.setattr(Database, "writing", lambda self: full())
 
     Usage(database).sample({})
+
+
+def test_the_background_process_measures_and_sweeps_no_more_for_it(
+    vms: Vms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = {"sweep": 0, "sample": 0}
+    look, watch, measure = Background.serve, Background.sweep, Usage.sample
+
+    def sweep(self: Background) -> None:
+        done["sweep"] += 1
+        watch(self)
+
+    def sample(self: Usage, pids: dict[str, int]) -> None:
+        done["sample"] += 1
+        measure(self, pids)
+
+    def serve(self: Background, timeout_s: float) -> None:
+        self.stopping = done["sample"] == 8
+        look(self, 0.005)
+
+    monkeypatch.setattr(Background, "sweep", sweep)
+    monkeypatch.setattr(Usage, "sample", sample)
+    monkeypatch.setattr(Background, "serve", serve)
+    monkeypatch.setattr(background, "INTERVAL_S", 0)
+    monkeypatch.setattr(background, "SWEEP_S", 0.05)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        Background(vms).run(os.getppid(), recover=False)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+    assert count(vms.database) >= 6
+    assert done["sweep"] == done["sample"]
 
 
 def test_a_line_breaks_where_nobody_measured() -> None:

@@ -67,11 +67,18 @@ def verify_tdx(
 def read_claim(raw: bytes, root_ca_der: bytes | None = None) -> Claim:
     """Reads a quote up to the question of which collateral it needs; raises as verify_tdx."""
     parsed = quote.parse(raw)
-    chain = tuple(pck.certificates(parsed.pck_chain_pem))
+    chain, platform = _chain(parsed.pck_chain_pem)
     name = _check_root(chain[-1], root_ca_der)
     # Before dcap-qvl, which refuses debug TDs too but calls them not genuine.
     policy.check_state(parsed.report)
-    return Claim(raw, parsed, chain, pck.platform(chain[0]), name, root_ca_der)
+    return Claim(raw, parsed, chain, platform, name, root_ca_der)
+
+
+# A platform's quotes share their chain, of 64 KiB at most; reading it takes as long as half a verification.
+@functools.lru_cache(maxsize=16)
+def _chain(pem: bytes) -> tuple[tuple[x509.Certificate, ...], pck.Platform]:
+    chain = tuple(pck.certificates(pem))
+    return chain, pck.platform(chain[0])
 
 
 def verify_claim(claim: Claim, collateral_json: str, now: int) -> VerifiedTdx:

@@ -345,7 +345,7 @@ def _last_words(log: Path) -> str:
 
 def main(settings: Settings, start_engine: Callable[[], None]) -> None:
     """Boots and tells console and host how it went; the agent stays up after a failure."""
-    notifier = Notifier(channel.host(settings.state, settings.root))
+    notifier = Notifier(channel.host(settings))
     try:
         Boot(settings, Progress(notifier), notifier, start_engine).run()
         why = ""
@@ -362,6 +362,6 @@ def main(settings: Settings, start_engine: Callable[[], None]) -> None:
 def fail(settings: Settings, why: str) -> None:
     """Tells console, host and agent that the boot failed."""
     files.write_atomic(settings.boot_error, why)
-    notifier = Notifier(channel.host(settings.state, settings.root))
+    notifier = Notifier(channel.host(settings))
     Progress(notifier).failed(why)
     notifier.close()

@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from core import files
 from core.errors import CasemateError, Invalid, TooLarge, Upstream, UpstreamTimeout, status_of
+from guest.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,14 @@ def _decode(line: bytes) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
 
 
+class Asks(Protocol):
+    """A way to ask the host."""
+
+    def call(self, method: str, params: Mapping[str, object], timeout_s: float) -> Any:
+        """The result of a host call; Upstream when the host refuses, UpstreamTimeout when it is silent."""
+        ...
+
+
 class Host:
     """Calls to the host over `device`; `lock` keeps the processes of this guest from mixing theirs."""
 
@@ -226,7 +235,7 @@ def _exchange(port: Port, method: str, params: Mapping[str, object], deadline: f
 class Notifier:
     """Tells the host what happens without making the caller wait; nothing is told when there is no host."""
 
-    def __init__(self, host: Host | None) -> None:
+    def __init__(self, host: Asks | None) -> None:
         self._host = host
         self._waiting: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
@@ -250,12 +259,16 @@ class Notifier:
     def _tell(self, event: str, payload: str) -> None:
         assert self._host is not None  # the thread only runs with one
         try:
-            self._host.call("Notify", {"event": event, "payload": payload})
+            self._host.call("Notify", {"event": event, "payload": payload}, CALL_TIMEOUT_S)
         except (CasemateError, OSError) as error:
             logger.warning("the host was not told of %s: %s", event, error)
 
 
-def host(state: Path, root: Path = Path("/")) -> Host | None:
-    """The way to ask this VM's host; None when the VM has no such port."""
-    device = find_port(HOST_PORT, root)
-    return None if device is None else Host(device, state / "host-port.lock")
+def host(settings: Settings) -> Asks | None:
+    """The way to ask this VM's host; None when the VM has none."""
+    device = find_port(HOST_PORT, settings.root)
+    if device is not None:
+        return Host(device, settings.state / "host-port.lock")
+    from guest import vsock
+
+    return vsock.Host(settings.sys_config) if vsock.is_there(settings.root) else None

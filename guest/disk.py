@@ -116,7 +116,9 @@ def _check_header(header: Path) -> None:
     ciphers = [segment.get("encryption") for segment in segments]
     ciphers += [slot["area"].get("encryption") for slot in slots]
     sizes = [slot.get("key_size") for slot in slots]
-    is_plain = len(segments) == len(slots) == 1 and segments[0].get("type") == "crypt"
+    kinds = [part.get("type") for part in (*segments, *slots)]
+    # One that asks for a re-encryption to be finished would have data written in the clear.
+    is_plain = kinds == ["crypt", "luks2"] and not found["config"].get("requirements")
     if not is_plain or set(ciphers) != {CIPHER} or sizes != [KEY_BITS // 8] or found["tokens"]:
         raise Invalid(
             "the header of the data disk was changed: its cipher is not the one it was made with"

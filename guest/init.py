@@ -22,7 +22,7 @@ from pathlib import Path
 from core.errors import CasemateError
 from core.proc import CLEAN_ENV, run
 from guest.console import say, say_failed
-from guest.settings import GUEST
+from guest.settings import GUEST, GUEST_SOCKET
 
 SOCKET_FOLDERS = (Path("/var/run"), Path("/var/run/dstack"))
 SOCKET_NAMES = ("dstack.sock", "tappd.sock")
@@ -322,6 +322,8 @@ def make_sockets() -> list[socket.socket]:
         for name in SOCKET_NAMES:
             # Containers with any user map them in (guest-agent.md section 1).
             made.append(unix_socket(folder / name, 0o666))
+    # For the host where it speaks vsock; nobody else gets to it.
+    made.append(unix_socket(GUEST.state / GUEST_SOCKET, 0o600))
     made.append(socket.create_server(PUBLIC_ADDRESS, backlog=BACKLOG))
     return made
 

@@ -5,6 +5,7 @@ Source: guest-agent.md sections 3 and 4, kms.md section 1.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from core.kdf import dh_secret, kdf, p256_key
 # RFC 8032 section 5.1: the field and the curve constant of Ed25519.
 _ED25519_P = 2**255 - 19
 _ED25519_D = -121665 * pow(121666, -1, _ED25519_P) % _ED25519_P
+_NO_ED25519_KEY = "is not an Ed25519 public key of 32 bytes"
 MAX_KEYS_FILE = 64 * 1024
 ED25519 = "ed25519"
 SECP256K1 = "secp256k1"
@@ -197,6 +199,12 @@ def derive(keys: AppKeys, path: str, purpose: str, algorithm: str) -> DerivedKey
     return DerivedKey(key, public, (link, keys.k256_signature))
 
 
+@functools.lru_cache(maxsize=2)
+def signing_key(keys: AppKeys, base: str) -> DerivedKey:
+    """The key of Sign, which is always the same for an algorithm."""
+    return derive(keys, SIGNING_PATH, SIGNING_PURPOSE, base)
+
+
 def sign(key: bytes, algorithm: str, data: bytes) -> bytes:
     """64-byte signature as the Sign call makes it; Invalid for an unknown algorithm or a bad digest."""
     if algorithm == ED25519:
@@ -228,11 +236,14 @@ def _signed_digest(algorithm: str, data: bytes) -> bytes:
 def _verify_ed25519(public: bytes, data: bytes, signature: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
 
-    if len(public) != 32 or not _is_ed25519_point(public):
-        raise Invalid.field("public_key", "is not an Ed25519 public key of 32 bytes")
+    if len(public) != 32:
+        raise Invalid.field("public_key", _NO_ED25519_KEY)
     try:
         ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except InvalidSignature:
+        # Only now, for it costs as much as the verification.
+        if not _is_ed25519_point(public):
+            raise Invalid.field("public_key", _NO_ED25519_KEY) from None
         return False
     return True
 

@@ -19,15 +19,14 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
-from guest import channel, host_calls
+from guest import channel, host_calls, vsock
 from guest.service import Agent
-from guest.settings import Settings
+from guest.settings import GUEST_SOCKET, Settings
 
 logger = logging.getLogger(__name__)
 
 DSTACK_SOCKET = "dstack.sock"
 TAPPD_SOCKET = "tappd.sock"
-GUEST_SOCKET = "guest.sock"
 
 THREADS = 32
 # Callers from the network share half of the threads; the app's own calls always find one.
@@ -149,12 +148,14 @@ def run(
 
 
 def serve_guest(settings: Settings, power_off: Callable[[], None]) -> None:
-    """The agent of a real guest: sockets from PID 1, the host on the serial port."""
+    """The agent of a real guest: sockets from PID 1, the host on the serial port or over vsock."""
     agent = Agent(settings, power_off)
 
     def start() -> None:
         device = channel.find_port(channel.GUEST_PORT, settings.root)
         if device is not None:
             host_calls.serve_in_background(agent, device)
+        elif vsock.is_there(settings.root):
+            vsock.relay_in_background(settings.state / GUEST_SOCKET)
 
     run(agent, (), start)

@@ -144,7 +144,7 @@ class Agent:
     def sign(self, algorithm: str, data: bytes) -> Mapping[str, object]:
         """Sign: a signature by the app's signing key, with the chain that vouches for the key."""
         base = keys.signing_algorithm(algorithm)
-        derived = keys.derive(self.vm().keys, keys.SIGNING_PATH, keys.SIGNING_PURPOSE, base)
+        derived = keys.signing_key(self.vm().keys, base)
         signature = keys.sign(derived.key, algorithm, data)
         return {
             "signature": signature,
@@ -205,7 +205,7 @@ class Agent:
     def app_key_attestation(self, algorithm: str) -> Mapping[str, object]:
         """GetAttestationForAppKey: a quote that binds the public key of Sign."""
         base = keys.signing_algorithm(algorithm)
-        derived = keys.derive(self.vm().keys, keys.SIGNING_PATH, keys.SIGNING_PURPOSE, base)
+        derived = keys.signing_key(self.vm().keys, base)
         kind = "ed25519-pk" if base == keys.ED25519 else "secp256k1c-pk"
         text = base64.urlsafe_b64encode(derived.public_key).rstrip(b"=").decode()
         return self.get_quote(f"dip1::{kind}:{text}".encode())
@@ -342,7 +342,7 @@ class Agent:
 
     def shutdown(self) -> None:
         """Shutdown: tells the host, then ends the VM; the answer leaves before it is gone."""
-        notifier = Notifier(channel.host(self.settings.state, self.settings.root))
+        notifier = Notifier(channel.host(self.settings))
         notifier.notify("shutdown.progress", "powering off")
 
         def end() -> None:

@@ -41,6 +41,7 @@ class Settings:
         return self.state / "gpu-attestation"
 
 
+GUEST_SOCKET = "guest.sock"
 # The tmpfs copy of the host's share (guest-agent.md section 3).
 HOST_SHARED = Path("/dstack/.host-shared")
 DATA_MOUNT = Path("/data")

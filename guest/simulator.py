@@ -99,7 +99,7 @@ def prepared(folder: Path, http: str | None, docker_host: str) -> Iterator[Simul
 
         files.write_atomic(where.sockets / "tee-root-ca.pem", platform.platform.root_ca_pem, 0o644)
         renew()
-        names = (listeners.DSTACK_SOCKET, listeners.TAPPD_SOCKET, listeners.GUEST_SOCKET)
+        names = (listeners.DSTACK_SOCKET, listeners.TAPPD_SOCKET, settings.GUEST_SOCKET)
         binds = [f"unix:{where.sockets / name}" for name in names]
         yield Simulator(where, (*binds, *([http] if http else [])), renew)
 

@@ -83,7 +83,9 @@ def rpc_service(kms: KmsService) -> Service:
     service.method("GetKmsKey", schemas.GetKmsKeyRequest, schemas.KmsKeyResponse)(
         lambda asked: kms.get_kms_key(_caller(), **asked)
     )
-    service.method("SignCert", schemas.SignCertRequest, schemas.SignCertResponse)(kms.sign_cert)
+    service.method("SignCert", schemas.SignCertRequest, schemas.SignCertResponse)(
+        lambda asked: kms.sign_cert(asked)
+    )
     return service
 
 

@@ -35,7 +35,12 @@ const terminal = new Terminal({
   minimumContrastRatio: 4.5,
   // What a guest prints may look like a link; it leads nowhere.
   linkHandler: { activate() {} },
+  scrollOnEraseInDisplay: true,
 });
+// Firmware clears the screen, resets the terminal and ends the wrapping of lines; a log keeps what was said.
+terminal.parser.registerEscHandler({ final: "c" }, () => true);
+terminal.parser.registerCsiHandler({ final: "J" }, ([what]) => what === 3);
+terminal.parser.registerCsiHandler({ prefix: "?", final: "l" }, ([mode]) => mode === 7);
 const fit = new FitAddon();
 terminal.loadAddon(fit);
 place.hidden = false;

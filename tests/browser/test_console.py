@@ -259,6 +259,7 @@ def test_a_log_follows_and_stays_at_its_newest_line(person: Person, vm: Callable
     vm_id = vm(name="talks")
     serial = folder(person.service, vm_id) / "serial.log"
     with open(serial, "a") as log:
+        log.write("before the firmware\r\n\x1bc\x1b[?7l\x1b[2J\x1b[3J")
         log.writelines(f"\x1b[1;38;2;200;10;10mline {n}\x1b[0m\r\n" for n in range(300))
     person.signs_in()
     person.goes_to(f"/console/vm/{vm_id}/log")
@@ -270,6 +271,8 @@ def test_a_log_follows_and_stays_at_its_newest_line(person: Person, vm: Callable
     place = "const { baseY, viewportY } = window.terminal.buffer.active; return [baseY, viewportY]"
     base, shown = person.run(place)
     assert base == shown > 100
+    person.run("window.terminal.scrollToTop()")
+    person.sees(".xterm-rows", "before the firmware")
     color = "return getComputedStyle([...document.querySelectorAll('.xterm-rows span')]"
     person.run("window.terminal.scrollToLine(50)")
     person.sees(".xterm-rows", "line 52")

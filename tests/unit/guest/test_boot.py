@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,9 @@ class Recorded(boot.Boot):
     def _data_disk(self, key: bytes, *, is_lasting: bool) -> None:
         pass
 
+    def _watch_engine(self) -> None:
+        pass
+
 
 @pytest.fixture
 def booted(
@@ -179,7 +182,7 @@ def booted(
     monkeypatch.setattr(boot, "WORK", tmp_path / "work")
     monkeypatch.setattr(boot, "HOST_SHARED", shared)
 
-    def start(**fields: object) -> Recorded:
+    def start(host: Mapping[str, object] | None = None, **fields: object) -> Recorded:
         made = Recorded(settings, [])
 
         def copy_in(mount_point: Path, target: Path) -> None:
@@ -187,6 +190,7 @@ def booted(
             (target / "app-compose.json").write_text(json.dumps(fields))
             seed = json.dumps({"platform": "dstack-tdx", "seed": "11" * 32})
             (target / ".tee-simulator.json").write_text(seed)
+            (target / ".sys-config.json").write_text(json.dumps(host or {}))
 
         monkeypatch.setattr(boot.share, "copy_in", copy_in)
         monkeypatch.setattr(boot, "run_script", lambda name, text, _: made.note(f"{name}: {text}"))
@@ -217,6 +221,36 @@ def test_keys_are_given_and_scripts_run_only_after_the_app_was_measured(
         assert made.measured[0][-1] == "boot-mr-done "
     # By the time a script of the app runs, no event of it can pass for one of the platform.
     assert all(measured[-1] == "system-ready " for measured in made.measured[len(asked) :])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        {},
+        {"vm_config": json.dumps({"os_image_hash": "ab" * 32, "memory_size": 2**40})},
+        {"mr_config": '{"compose_hash": "00"}', "kms_urls": ["https://evil.example"]},
+        {"docker_registry": "evil.example", "host_api_url": "vsock://2:1/api", "unknown": [1]},
+    ],
+)
+def test_what_the_host_configures_changes_nothing_of_what_is_measured(
+    booted: Callable[..., Recorded], host: dict[str, object]
+) -> None:
+    fields = {"key_provider": "none", "no_instance_id": True, "docker_compose_file": "services: {}"}
+
+    made = booted(host, **fields)
+
+    compose_hash = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    provider = json.dumps({"name": "none", "id": ""}, separators=(",", ":")).encode().hex()
+    assert made.measured[-1] == [
+        "system-preparing ",
+        f"app-id {compose_hash[:40]}",
+        f"compose-hash {compose_hash}",
+        "instance-id ",
+        "boot-mr-done ",
+        f"key-provider {provider}",
+        f"storage-fs {b'ext4'.hex()}",
+        "system-ready ",
+    ]
 
 
 def test_a_root_certificate_attests_its_own_key(agent: Agent) -> None:
@@ -374,4 +408,4 @@ def test_a_folder_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_guest_without_a_serial_port_has_no_host(tmp_path: Path) -> None:
-    assert channel.host(tmp_path, tmp_path) is None
+    assert channel.host(dataclasses.replace(GUEST, state=tmp_path, root=tmp_path)) is None

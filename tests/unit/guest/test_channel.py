@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from core.errors import Conflict, Invalid, NotFound, Upstream, UpstreamTimeout
 from guest import channel
 from guest.channel import Host, Lines, Notifier, Port
+from guest.settings import GUEST
 
 
 def answer(method: str, params: object) -> object:
@@ -241,7 +243,7 @@ def test_notifications_do_not_wait_and_keep_their_order(ports: Ports, host: Host
 
 
 def test_without_a_host_nothing_is_told_and_nothing_waits(tmp_path: Path) -> None:
-    assert channel.host(tmp_path, tmp_path) is None
+    assert channel.host(dataclasses.replace(GUEST, state=tmp_path, root=tmp_path)) is None
     notifier = Notifier(None)
     notifier.notify("boot.progress", "done")
     notifier.close()

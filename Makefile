@@ -1,6 +1,6 @@
 # The commands of the README.  CASEMATE_ADDRESS, CASEMATE_DATA_DIR, CASEMATE_ADMIN_TOKEN, CASEMATE_CACHE_DIR
 # are read from the environment.
-.PHONY: run test setup setup-dev lint bench lock image format
+.PHONY: run test setup setup-dev lint bench torture lock image format
 
 run: setup
 	@.venv/bin/casemate up $(if $(ONCE),--once)
@@ -26,6 +26,10 @@ format:
 
 bench: setup-dev
 	.venv/bin/python -m tests.bench
+
+# Random kills of everything, over and over: make torture CYCLES=100
+torture: setup-dev
+	.venv/bin/python -m tests.torture $(or $(CYCLES),1000) $(if $(SEED),--seed $(SEED))
 
 image: setup
 	.venv/bin/casemate image build

@@ -20,6 +20,11 @@ if [ "${1:-}" = dev ]; then
 /usr/bin/chromium:chromium
 /usr/bin/chromedriver:chromium-driver
 /usr/sbin/nginx:nginx-light
+/usr/bin/node:nodejs
+/usr/bin/npm:npm
+/usr/bin/passt:passt
+/usr/sbin/cryptsetup:cryptsetup-bin
+/usr/bin/swtpm:swtpm
 "
 fi
 # Debian 13 has another Python; its venv is in the same package.

@@ -39,6 +39,37 @@ def app_id(raw: bytes) -> bytes:
     return compose_hash(raw)[:20]
 
 
+def new(name: str) -> dict[str, Any]:
+    """The fields of a new document, in the one order that every surface writes: the same input, the same hash."""
+    return {
+        "manifest_version": 2,
+        "name": name,
+        "runner": "docker-compose",
+        "docker_compose_file": "",
+        **keys_from("none"),
+        "gateway_enabled": False,
+        "public_logs": False,
+        "public_sysinfo": False,
+        "public_tcbinfo": True,
+        "secure_time": False,
+        "allowed_envs": [],
+    }
+
+
+def keys_from(provider: str) -> dict[str, Any]:
+    """The fields that say who gives the app its keys; older readers look at the two flags alone."""
+    return {
+        "kms_enabled": provider == "kms",
+        "local_key_provider_enabled": provider == "local",
+        "key_provider": provider,
+    }
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """A document as the text that is sent and measured."""
+    return json.dumps(document, indent=4, ensure_ascii=False)
+
+
 @dataclass(frozen=True)
 class AppCompose:
     """What guest and VMM read of an app-compose document; sizes in bytes, absent texts empty."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from attest import compose
 from cli.terminal import say
 from core.errors import Invalid
 
@@ -72,14 +72,16 @@ def text_of(
         return _raw(raw, wrapped is not None or bool(fields), variables)
     if wrapped is None and not fields:
         return None if before is None or variables is None else allowing(before, variables)
-    document = parsed(before) if before else _new(name, has_variables=bool(variables))
+    # The key of the variables is the KMS's.
+    new = compose.new(name) | compose.keys_from("kms" if variables else "none")
+    document = parsed(before) if before else new
     if wrapped is not None:
         document["docker_compose_file"] = _docker_compose(wrapped)
     for key, value in fields.items():
         document[key] = value.read_text() if key in _SCRIPTS else value
     if "key_provider" in fields:
-        document["kms_enabled"] = fields["key_provider"] == "kms"
-    text = json.dumps(document, indent=4, ensure_ascii=False)
+        document |= compose.keys_from(fields["key_provider"])
+    text = compose.text_of(document)
     return text if variables is None else allowing(text, variables)
 
 
@@ -110,18 +112,6 @@ def _docker_compose(path: Path) -> str:
     return text
 
 
-def _new(name: str, *, has_variables: bool) -> dict[str, Any]:
-    return {
-        "manifest_version": 2,
-        "name": name,
-        "runner": "docker-compose",
-        "docker_compose_file": "",
-        "kms_enabled": has_variables,  # the key of the variables is the KMS's
-        "key_provider": "kms" if has_variables else "none",
-        "allowed_envs": [],
-    }
-
-
 def parsed(text: str) -> dict[str, Any]:
     """An app-compose document's fields; Invalid when it is none."""
     try:
@@ -143,16 +133,15 @@ def allowing(text: str, names: Iterable[str]) -> str:
     wanted = list(names)
     if set(wanted) == set(allowed(text)):
         return text
-    document = {**parsed(text), "allowed_envs": wanted}
-    return json.dumps(document, indent=4, ensure_ascii=False)
+    return compose.text_of({**parsed(text), "allowed_envs": wanted})
 
 
 def app_id(text: str) -> str:
     """The app id that a document has when none is given."""
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
+    return compose.app_id(text.encode()).hex()
 
 
 def say_hash_change(before: str, after: str) -> None:
     """Tells that what is measured changes: a KMS may have to be told of the new hash."""
     if before != after:
-        say(f"compose hash: {hashlib.sha256(after.encode()).hexdigest()}")
+        say(f"compose hash: {compose.compose_hash(after.encode()).hex()}")

@@ -87,7 +87,8 @@ def prepare_data_dir(path: Path, *, passable: bool = False) -> None:
     found = path.stat()
     if found.st_mode & stat.S_ISVTX or found.st_uid != os.geteuid():
         raise Invalid.field(
-            "data_dir", f"{path} is shared or another user's; choose a directory of the service's own"
+            "data_dir",
+            f"{path} is shared or another user's; choose a directory of the service's own",
         )
     path.chmod(0o711 if passable else 0o700)
 

@@ -301,18 +301,15 @@ class Sample:
 
 def sample_compose(*, kms_enabled: bool = False) -> dict[str, Any]:
     """The app-compose of the sample app; with keys of a KMS its disk and keys outlast a restart."""
+    from attest import compose
     from image import hello
 
     return {
-        "manifest_version": 2,
-        "name": SAMPLE,
-        "runner": "docker-compose",
+        **compose.new(SAMPLE),
+        **compose.keys_from("kms" if kms_enabled else "none"),
         "docker_compose_file": hello.compose_text(),
-        "kms_enabled": kms_enabled,
         "public_logs": True,
         "public_sysinfo": True,
-        "public_tcbinfo": True,
-        "allowed_envs": [],
     }
 
 

@@ -86,6 +86,9 @@ class EventLog:
 
     def _read_new(self) -> None:
         try:
+            # Most often there is nothing new, and a look costs a third of opening the file.
+            if os.stat(self._path).st_size == self._seen.offset:
+                return
             with self._path.open("rb+") as file:
                 if os.fstat(file.fileno()).st_size < self._seen.offset:
                     self._seen = _Seen()

@@ -6,10 +6,12 @@ Sources: Linux Documentation/ABI/testing/configfs-tsm (reports) and sysfs-device
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -201,18 +203,21 @@ class Simulated:
     def extend(self, imr: int, digest: bytes) -> None:
         """Extends a register with one write, which a kill cannot cut in two."""
         value = eventlog.extend(self.read_registers()[imr], digest)
-        fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.pwrite(fd, value, imr * REGISTER_SIZE)
-        finally:
-            os.close(fd)
+        os.pwrite(self._file, value, imr * REGISTER_SIZE)
 
     def read_registers(self) -> tuple[bytes, ...]:
         """The four RTMRs."""
-        data = self._path.read_bytes()
+        data = os.pread(self._file, REGISTERS * REGISTER_SIZE, 0)
         return tuple(
             data[start : start + REGISTER_SIZE] for start in range(0, len(data), REGISTER_SIZE)
         )
+
+    @functools.cached_property
+    def _file(self) -> int:
+        # Kept open: every quote and event reads it.
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, fd)
+        return fd
 
     def boot_events(self) -> tuple[Event, ...]:
         """The entries of a simulated boot."""

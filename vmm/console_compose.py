@@ -8,31 +8,22 @@ from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
+from attest import compose
+
 Form = MultiDict[str, str]
 
-FLAGS = {
-    "gateway_enabled": False,
-    "public_logs": False,
-    "public_sysinfo": False,
-    "public_tcbinfo": True,
-    "secure_time": False,
+# The switches and what a new document has them at.
+FLAGS: dict[str, bool] = {
+    name: compose.new("")[name]
+    for name in (
+        *("gateway_enabled", "public_logs", "public_sysinfo"),
+        *("public_tcbinfo", "secure_time"),
+    )
 }
 TEXTS = (
     *("docker_compose_file", "pre_launch_script", "init_script"),
     *("key_provider_id", "storage_fs", "swap_size"),
 )
-# What a new document begins with, in this order: the same input makes the same hash.
-_NEW = {
-    "manifest_version": 2,
-    "name": "",
-    "runner": "docker-compose",
-    "docker_compose_file": "",
-    "kms_enabled": False,
-    "local_key_provider_enabled": False,
-    "key_provider": "none",
-    **FLAGS,
-    "allowed_envs": [],
-}
 
 
 def shown(text: str) -> dict[str, Any]:
@@ -52,17 +43,15 @@ def wanted(form: Form, before: str = "") -> str:
     if form.get("compose_mode") == "raw":
         raw = lines(form.get("compose_file", ""))
         return before if raw == lines(before) else raw
-    has = shown(before or json.dumps(_NEW))
+    new = compose.new(form.get("name", "").strip())
+    has = shown(before or compose.text_of(new))
     changes = {name: value for name, value in _asked(form, has).items() if value != has[name]}
     if before and not changes:
         return before
     if "key_provider" in changes:
-        # Older readers look at the two flags alone.
-        changes["kms_enabled"] = changes["key_provider"] == "kms"
-        changes["local_key_provider_enabled"] = changes["key_provider"] == "local"
-    document = _parsed(before) or {**_NEW, "name": form.get("name", "").strip()}
-    document = {key: value for key, value in {**document, **changes}.items() if value != ""}
-    return json.dumps(document, indent=4, ensure_ascii=False)
+        changes |= compose.keys_from(changes["key_provider"])
+    document = {**(_parsed(before) or new), **changes}
+    return compose.text_of({key: value for key, value in document.items() if value != ""})
 
 
 def lines(text: str) -> str:

@@ -33,7 +33,13 @@ def test_a_docker_compose_file_is_wrapped(file: Path) -> None:
         "runner": "docker-compose",
         "docker_compose_file": YAML,
         "kms_enabled": False,
+        "local_key_provider_enabled": False,
         "key_provider": "none",
+        "gateway_enabled": False,
+        "public_logs": False,
+        "public_sysinfo": False,
+        "public_tcbinfo": True,
+        "secure_time": False,
         "allowed_envs": [],
     }
 

@@ -570,6 +570,7 @@ def test_a_second_look_changes_nothing(vms: Vms) -> None:
     found = live(vms, vm_id)
     assert found is not None
     os.kill(found.pid, signal.SIGKILL)
+    until(lambda: live(vms, vm_id) is None)
     vms.reconciler.one(vm_id)
     before = vms.info(vm_id)
 

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
+from typing import Any
 
-from flask import Flask, Response, current_app, g, render_template, request, session
+from flask import Flask, Request, Response, current_app, g, render_template, request, session
 from flask.sessions import SecureCookieSessionInterface
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 import verify.routes
 import vmm.console
@@ -28,7 +30,14 @@ from accounts.roles import OPERATOR, Caller
 from accounts.service import Accounts
 from accounts.tokens import session_key
 from core.config import Config
-from core.errors import CasemateError, Conflict, Forbidden, RateLimited, Unauthenticated, status_of
+from core.errors import (
+    CasemateError,
+    Conflict,
+    Forbidden,
+    RateLimited,
+    Unauthenticated,
+    status_of,
+)
 from models.base import Database, disk_trouble
 from verify.service import Verifier
 from vmm.host import Host
@@ -64,6 +73,7 @@ class Surface:
 def create_app(config: Config, host: Host) -> Flask:
     """The application for one data directory, whose database is migrated already."""
     app = Flask(__name__)
+    app.request_class = WholeRequest
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
     database = Database(config.database)
     app.extensions["accounts"] = Accounts.of(config, database)
@@ -89,6 +99,17 @@ def create_app(config: Config, host: Host) -> Flask:
     vmm.metrics_routes.count_requests(app)
     app.register_error_handler(Exception, _refuse)
     return app
+
+
+class WholeRequest(Request):
+    """A request whose body is there whole or not at all, however it came."""
+
+    def get_data(self, *args: Any, **kwargs: Any) -> Any:
+        """Of a body in chunks Werkzeug alone would give as much as the limit leaves of it."""
+        data = super().get_data(*args, **kwargs)
+        if self.content_length is None and len(data) >= BODY_LIMIT:
+            raise RequestEntityTooLarge
+        return data
 
 
 class Sessions(SecureCookieSessionInterface):
@@ -160,6 +181,8 @@ def _told(error: Exception, surface: Surface) -> tuple[int, str]:
         return surface.statuses.get(type(error), status_of(error)), error.message
     if isinstance(error, HTTPException) and error.code is not None:
         return error.code, f"{request.path}: {error.description or error.name}"
+    if isinstance(error, ParseException):
+        return 400, "the request body comes in broken chunks"
     if trouble := disk_trouble(error):
         logger.error("the disk %s: %s", trouble, error)
         return 503, f"the disk of this host {trouble}; nothing was changed"

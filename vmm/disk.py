@@ -29,9 +29,18 @@ def create_data_disk(path: Path, size_gb: int, backing: Path | None = None) -> N
 
 
 def grow_data_disk(path: Path, size_gb: int) -> None:
-    """Makes an existing data disk `size_gb` GiB large; safe to repeat, never smaller."""
-    if path.exists():
+    """Makes an existing data disk `size_gb` GiB large; safe to repeat, never smaller.
+
+    One may be larger than its record: an update was killed after this and before its commit.
+    """
+    if path.exists() and _virtual_size(path) < size_gb * GIB:
         run(["qemu-img", "resize", "-q", "-f", "qcow2", path, str(size_gb * GIB)])
+
+
+def _virtual_size(path: Path) -> int:
+    # QEMU, docs/interop/qcow2.txt: bytes 24 to 31 of the header.
+    with open(path, "rb") as disk:
+        return int.from_bytes(disk.read(32)[24:], "big")
 
 
 def create_share(path: Path, folder: Path) -> None:

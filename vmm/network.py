@@ -80,9 +80,18 @@ def _nic(wanted: dict[str, Any], node: NetworkingConfig) -> Nic:
 
 
 def check_reachable(ports: Sequence[Port], nics: Sequence[Nic]) -> None:
-    """Invalid when no card of a VM can have host ports."""
+    """Invalid when no card of a VM can have host ports, or the one that gets them not these."""
     if ports and not any(nic.mode in (*BINDING, "bridge") for nic in nics):
         raise Invalid.field("ports", "need a network card in mode user, passt or bridge")
+    # QEMU's own hostfwd reads IPv4 addresses alone.
+    if next((nic.mode for nic in nics if nic.mode in BINDING), "") == "user":
+        for index, port in enumerate(ports):
+            if ":" in port.host_address:
+                raise Invalid.field(
+                    f"ports[{index}].host_address",
+                    f"{port.host_address} needs a network card in mode passt or bridge; mode user has "
+                    "IPv4 host ports only",
+                )
 
 
 def check_port(

@@ -87,15 +87,6 @@ def spawn(workdir: Path, argv: Sequence[str]) -> Process:
     return found
 
 
-def command(workdir: Path) -> list[str]:
-    """The argument vector of the last start, empty before the first."""
-    try:
-        argv: list[str] = json.loads((workdir / "launch.json").read_bytes())["argv"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return argv
-
-
 def find(workdir: Path) -> Process | None:
     """The living QEMU of a work directory, whoever started it, or None."""
     recorded = _recorded(workdir)

@@ -37,8 +37,7 @@ class UserCard:
         restrict = "yes" if self.restrict else "no"
         value = f"user,id=net{index},net={self.net},dhcpstart={self.dhcp_start},restrict={restrict}"
         for port in self.ports:
-            address = f"[{port.host_address}]" if ":" in port.host_address else port.host_address
-            value += f",hostfwd={port.protocol}:{address}:{port.host_port}-:{port.vm_port}"
+            value += f",hostfwd={port.protocol}:{port.host_address}:{port.host_port}-:{port.vm_port}"
         return value
 
 

@@ -89,13 +89,18 @@ def add_event(session: Session, vm_id: str, event: str, body: str, keep: int) ->
     )
 
 
-def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> None:
-    """Gives a VM its host ports; Conflict names one that another VM holds."""
+def check_ports_free(session: Session, vm_id: str, ports: tuple[network.Port, ...]) -> None:
+    """Conflict naming one of a VM's wished host ports that another VM holds."""
     numbers = [port.host_port for port in ports]
     others = session.scalars(
-        select(PortLease).where(PortLease.host_port.in_(numbers), PortLease.vm_id != vm.id)
+        select(PortLease).where(PortLease.host_port.in_(numbers), PortLease.vm_id != vm_id)
     )
     network.check_free(ports, [port_of(lease) for lease in others])
+
+
+def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> None:
+    """Gives a VM its host ports; Conflict names one that another VM holds."""
+    check_ports_free(session, vm.id, ports)
     # Gone from the table before the new ones come: a port that stays would meet its own old lease.
     vm.ports = []
     session.flush()

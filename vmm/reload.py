@@ -20,7 +20,7 @@ from models.account import MAIN_ID
 from models.vm import Vm
 from vmm import boot_files, configuration, disk, process, processes, records
 from vmm.change import configuration_of
-from vmm.lifecycle import Observed, Wished
+from vmm.lifecycle import Observed, Wished, is_at_rest
 from vmm.reconcile import Reconciler
 from vmm.schemas import Configuration, GpuConfig, PortMap
 from vmm.workdir import WorkDir
@@ -102,8 +102,13 @@ class Reload:
                 logger.warning("%s cannot be loaded: %s", folder, reason)
                 self._mark(folder.name, reason, is_known)
         for vm_id in known.keys() - present:
-            if known[vm_id] != Wished.REMOVED and self._drop(vm_id):
-                counts["removed"] += 1
+            try:
+                if known[vm_id] != Wished.REMOVED and self._drop(vm_id):
+                    counts["removed"] += 1
+            except NotFound:
+                continue  # removed meanwhile
+            except CasemateError as error:
+                logger.warning("VM %s, whose folder is gone: %s", vm_id, error.message)
         return counts
 
     def _known(self) -> dict[str, str]:
@@ -133,6 +138,8 @@ class Reload:
                 if wanted.disk_size < before.disk_size:
                     raise Invalid.field("disk_size", f"can only grow; it is {before.disk_size} GB")
                 if wanted.disk_size > before.disk_size:
+                    if not is_at_rest(vm.wished, vm.observed):
+                        raise Invalid.field("disk_size", "can grow only while the VM is stopped")
                     disk.grow_data_disk(workdir.data_disk, wanted.disk_size)
                 with self.reconciler.database.writing() as session:
                     vm = records.get(session, vm_id)
@@ -149,6 +156,8 @@ class Reload:
         config, host = self.reconciler.config, self.reconciler.host
         workdir = WorkDir(folder)
         with files.locked(workdir.lock, timeout_s=LOCK_S):
+            if folder.name in self._known():
+                raise NotFound(f"VM {folder.name} was made meanwhile")
             wanted = _read(workdir, None)
             checked = configuration.check(wanted, config, host_tee=host.tee, root=host.root)
             vm = records.new_row(folder.name, wanted, checked)
@@ -239,11 +248,12 @@ def _read(workdir: WorkDir, before: Configuration | None) -> Configuration:
 
 
 def _manifest(workdir: WorkDir) -> dict[str, Any]:
-    value = prpc.read_json(files.read_capped(workdir.path / MANIFEST, MANIFEST_LIMIT))
+    raw = files.read_capped(workdir.path / MANIFEST, MANIFEST_LIMIT)
     try:
-        told: dict[str, Any] = prpc.load(Manifest, value)
+        told: dict[str, Any] = prpc.load(Manifest, prpc.read_json(raw))
     except Invalid as error:
-        raise Invalid(f"{MANIFEST}: {error.message}") from None
+        why = error.message.replace("the request body", "it")
+        raise Invalid(f"{MANIFEST}: {why}") from None
     return told
 
 

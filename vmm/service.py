@@ -147,6 +147,8 @@ class Vms:
                 records.refuse_removed(vm)
                 wanted = changed(vm, change)
             checked = check(wanted, self.config, host_tee=self.host.tee, root=self.host.root)
+            with self.database.reading() as session:
+                records.check_ports_free(session, vm.id, checked.ports)
             if wanted.disk_size > vm.disk_gb:
                 # Before the commit: a disk that is larger than its record harms nobody.
                 disk.grow_data_disk(workdir.data_disk, wanted.disk_size)
@@ -367,7 +369,7 @@ class Vms:
     def command(self, vm_id: str) -> list[str]:
         """QEMU's exact command of the last start, empty before the first."""
         self._get(vm_id)
-        return process.command(self.reconciler.workdir(vm_id).path)
+        return process.launched(self.reconciler.workdir(vm_id).path)
 
     # Steps ---------------------------------------------------------------------------------------
 

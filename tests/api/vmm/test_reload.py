@@ -11,11 +11,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from core import files
 from core.config import Config
 from tests.api.vmm.calls import ask, create, info, refused
 from tests.common import rows
 from tests.common.waiting import free_port, until
-from vmm import process
+from vmm import process, reload
+from vmm.reload import Reload
 from vmm.service import Vms
 
 # As dstack's VMM writes it: the older form with one `networking`, and keys that we do not know.
@@ -179,7 +181,7 @@ def test_a_folder_that_was_mended_is_read_again(client: FlaskClient, config: Con
     whole = (folder / "vm-manifest.json").read_text()
     (folder / "vm-manifest.json").write_text(whole[:100])
     assert counts(client) == (0, 0, 0)
-    assert info(client, DSTACK_ID)["boot_error"].startswith("the request body is not valid JSON")
+    assert info(client, DSTACK_ID)["boot_error"].startswith("vm-manifest.json: it is not valid JSON")
     assert refused(client, "/prpc/StartVm", 400, id=DSTACK_ID)
 
     (folder / "vm-manifest.json").write_text(whole)
@@ -200,6 +202,50 @@ def test_a_start_writes_an_unreadable_folder_anew(client: FlaskClient, config: C
 
     assert counts(client) == (0, 1, 0)
     assert info(client, vm_id)["status"] == "stopped"
+
+
+def test_a_vm_made_while_folders_are_read_is_left_to_its_maker(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Reload._folders
+    made: list[str] = []
+
+    def folders(reload: Reload) -> list[Path]:
+        made.append(create(client, stopped=True))
+        return look(reload)
+
+    monkeypatch.setattr(Reload, "_folders", folders)
+
+    assert counts(client) == (0, 0, 0)
+
+    assert info(client, made[0])["status"] == "stopped"
+
+
+def test_a_vm_that_is_busy_is_not_dropped_and_stops_no_other(
+    client: FlaskClient, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "LOCK_S", 0.1)
+    busy, other = create(client, stopped=True), create(client, stopped=True)
+    for vm_id in (busy, other):
+        shutil.rmtree(config.run_path / vm_id)
+
+    with files.locked(config.run_path / f".{busy}.lock", timeout_s=5):
+        assert counts(client) == (0, 0, 1)
+
+    assert info(client, busy)["id"] == busy
+    assert counts(client) == (0, 0, 1)
+
+
+def test_the_disk_of_a_running_vm_is_not_touched(client: FlaskClient, config: Config) -> None:
+    vm_id = create(client)
+    folder = config.run_path / vm_id
+    change(folder, disk_size=9)
+    before = (folder / "hda.img").read_bytes()
+
+    assert counts(client) == (0, 0, 0)
+
+    assert (folder / "hda.img").read_bytes() == before
+    assert info(client, vm_id)["configuration"]["disk_size"] == 1
 
 
 def test_what_is_no_folder_of_a_vm_is_left_alone(client: FlaskClient, config: Config) -> None:

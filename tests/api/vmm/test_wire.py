@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import tracemalloc
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from flask.testing import FlaskClient
+from gunicorn.http.errors import InvalidChunkSize
+from werkzeug.test import TestResponse
 
 from core import protobuf
 from core.prpc import Flag, HexBytes, Repeated, Text, UInt32, read_query
@@ -147,6 +150,34 @@ def test_a_body_beyond_ten_mebibytes_is_refused(
     answer = client.post("/prpc/CreateVm", data=data, content_type=kind)
 
     assert answer.status_code == 413
+
+
+def in_chunks(client: FlaskClient, body: BinaryIO) -> TestResponse:
+    """A POST as gunicorn gives it to the application when it came without a length."""
+    return client.post(
+        "/prpc/Status",
+        headers={"Transfer-Encoding": "chunked"},
+        environ_overrides={"wsgi.input_terminated": True, "wsgi.input": body},
+    )
+
+
+def test_a_body_in_chunks_is_read_whole_or_refused(client: FlaskClient) -> None:
+    # What is beyond the limit is no part of the JSON: without it the rest would be a message.
+    large = io.BytesIO(b"{}" + b" " * (10 * 1024**2))
+
+    assert in_chunks(client, io.BytesIO(b"{}")).status_code == 200
+    assert in_chunks(client, large).status_code == 413
+
+
+def test_broken_chunks_are_the_callers_mistake(client: FlaskClient) -> None:
+    class Broken(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            raise InvalidChunkSize(b"zz")
+
+    answer = in_chunks(client, Broken())
+
+    assert answer.status_code == 400
+    assert answer.json["message"] == "the request body comes in broken chunks"
 
 
 def test_a_body_just_below_the_limit_is_read(client: FlaskClient) -> None:

@@ -12,6 +12,8 @@ from core import prpc
 from core.errors import Conflict, Invalid
 from core.proc import run
 from tests.common import rows
+from tests.common.waiting import free_port
+from vmm import disk
 from vmm.schemas import Change, Configuration, PortMap, VmConfiguration
 from vmm.service import Vms
 
@@ -116,11 +118,38 @@ def test_the_disk_grows_with_its_record_and_never_shrinks(vms: Vms) -> None:
 
     vms.resize(Change(id=vm_id, disk_size=2))
 
-    path = vms.reconciler.workdir(vm_id).data_disk
-    shown = json.loads(run(["qemu-img", "info", "--output=json", path]).stdout)
-    assert shown["virtual-size"] == 2 * 1024**3
+    assert disk_gib(vms, vm_id) == 2
     with pytest.raises(Invalid, match="grow"):
         vms.resize(Change(id=vm_id, disk_size=1))
+
+
+def disk_gib(vms: Vms, vm_id: str) -> int:
+    path = vms.reconciler.workdir(vm_id).data_disk
+    shown = json.loads(run(["qemu-img", "info", "--output=json", path]).stdout)
+    return int(shown["virtual-size"]) // 1024**3
+
+
+def test_an_update_refused_for_its_ports_leaves_the_disk_alone(vms: Vms) -> None:
+    host_port = free_port()
+    vms.create(configuration(stopped=True, ports=[rows.port(host_port)]))
+    vm_id = vms.create(configuration(disk_size=1))
+    vms.stop(vm_id)
+    taken = [PortMap("tcp", host_port, 80, "")]
+
+    with pytest.raises(Conflict, match=str(host_port)):
+        vms.update(Change(id=vm_id, disk_size=3, update_ports=True, ports=taken))
+
+    assert disk_gib(vms, vm_id) == 1
+
+
+def test_a_disk_that_an_update_cut_short_left_larger_is_no_obstacle(vms: Vms) -> None:
+    vm_id = vms.create(configuration(disk_size=1))
+    vms.stop(vm_id)
+    disk.grow_data_disk(vms.reconciler.workdir(vm_id).data_disk, 4)
+
+    vms.resize(Change(id=vm_id, disk_size=2))
+
+    assert (seen(vms, vm_id)["disk_size"], disk_gib(vms, vm_id)) == (2, 4)
 
 
 def test_resize_wants_something_to_do(vms: Vms, stopped: str) -> None:

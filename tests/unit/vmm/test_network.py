@@ -239,3 +239,12 @@ def test_no_text_of_a_request_becomes_an_option(wanted: dict[str, str], field: s
 def test_a_mode_that_the_node_has_not_set_up_is_refused(mode: str) -> None:
     with pytest.raises(Invalid, match=r"networking\.mode: \w+ needs cvm\.networking\."):
         network.check_nics({"mode": mode}, [], NetworkingConfig())
+
+
+def test_an_ipv6_host_port_needs_a_card_that_can_have_it() -> None:
+    ports = (Port("tcp", "127.0.0.1", 1500, 80), Port("tcp", "2001:db8::1", 1500, 80))
+
+    with pytest.raises(Invalid, match=r"ports\[1\]\.host_address: 2001:db8::1 needs .* passt or bridge"):
+        network.check_reachable(ports, (Nic("bridge", "br0"), Nic("user")))
+    network.check_reachable(ports, (Nic("passt"), Nic("user")))
+    network.check_reachable(ports, (Nic("bridge", "br0"),))

@@ -71,9 +71,6 @@ TDX = replace(
 CASES = {
     "simulated-tdx-two-ports": SIMULATED,
     "no-tee": replace(BARE, vcpu=1, memory_mb=256),
-    "ipv6-port": replace(
-        SIMULATED, cards=(UserCard(mac_address(VM_ID), (Port("tcp", "2001:db8::1", 8443, 443),)),)
-    ),
     "kvm": replace(SIMULATED, accel="kvm", cpu="host"),
     "dev-image": replace(
         BARE,

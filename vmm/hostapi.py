@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 from core.config import Config
-from core.errors import Invalid, NotFound, Unsupported
+from core.errors import Invalid, NotFound, RateLimited, Unsupported
 from core.messages import (
     GetSealingKeyRequest,
     GetSealingKeyResponse,
@@ -28,6 +29,8 @@ from vmm.workdir import WorkDir
 
 PAYLOAD_LIMIT = 4096
 EVENT_LIMIT = 256
+# A guest wants its sealing key once a boot; while the provider is asked, the other guests' serial ports wait.
+SEALING_PAUSE_S = 10.0
 
 _HEX_ID = re.compile(r"[0-9a-f]{40}|")
 
@@ -39,6 +42,7 @@ class HostApi:
         self.vm_id = vm_id
         self.config = config
         self.database = database
+        self.sealing_after = 0.0
         self.service = Service("HostApi")
         self.service.method("Info", Empty, HostInfo)(self.info)
         self.service.method("Notify", Notification, Empty)(self.notify)
@@ -59,6 +63,10 @@ class HostApi:
         settings = self.config.key_provider
         if not settings.enabled:
             raise Unsupported("Key provider is not enabled")
+        if time.monotonic() < self.sealing_after:
+            pause_s = int(SEALING_PAUSE_S)
+            raise RateLimited(f"one sealing key in {pause_s} s; try again", retry_after_s=pause_s)
+        self.sealing_after = time.monotonic() + SEALING_PAUSE_S
         return key_provider.sealing_key(given["quote"], settings.address, settings.port)
 
     def notify(self, note: Note) -> None:

@@ -37,7 +37,9 @@ class UserCard:
         restrict = "yes" if self.restrict else "no"
         value = f"user,id=net{index},net={self.net},dhcpstart={self.dhcp_start},restrict={restrict}"
         for port in self.ports:
-            value += f",hostfwd={port.protocol}:{port.host_address}:{port.host_port}-:{port.vm_port}"
+            value += (
+                f",hostfwd={port.protocol}:{port.host_address}:{port.host_port}-:{port.vm_port}"
+            )
         return value
 
 

@@ -184,7 +184,8 @@ class Reconciler:
                 self._stop(vm, workdir)
             case Action.ADOPT:
                 if found := process.find(workdir.path):
-                    self._observe_alive(vm.id, found, event="vmm.adopt")
+                    # What its guest said meanwhile nobody heard.
+                    self._observe_alive(vm.id, found, event="vmm.adopt", progress="running")
             case Action.BURY:
                 self._bury(vm, workdir)
             case Action.REMOVE:
@@ -257,7 +258,9 @@ class Reconciler:
             raise process.StartFailed(f"QEMU ended at once: {why}")
         self._relay(vm_id, workdir)
         faults.point("start.greeted")
-        self._observe_alive(vm_id, started, event="vmm.start")
+        # Guests of images that have no such disk report nothing.
+        progress = "booting" if image.shared_ro else "N/A"
+        self._observe_alive(vm_id, started, event="vmm.start", progress=progress)
         faults.point("start.observed")
 
     def _prepare(self, workdir: WorkDir, vm: Vm, image: registry.Image, made: machine.Plan) -> None:
@@ -317,7 +320,9 @@ class Reconciler:
             )
         return image
 
-    def _observe_alive(self, vm_id: str, found: process.Process, *, event: str) -> None:
+    def _observe_alive(
+        self, vm_id: str, found: process.Process, *, event: str, progress: str
+    ) -> None:
         # One that has ended meanwhile is written down too: the next look buries it.
         with self.database.writing() as session:
             vm = records.get(session, vm_id)
@@ -326,7 +331,7 @@ class Reconciler:
             vm.accel = self.host.accelerator.name
             vm.started_ms, vm.stopped_ms = found.started_ms, None
             vm.silent_ms = None
-            vm.boot_progress, vm.boot_error, vm.shutdown_progress = "booting", "", ""
+            vm.boot_progress, vm.boot_error, vm.shutdown_progress = progress, "", ""
             accelerator = self.host.accelerator
             self._event(
                 session, vm_id, event, f"pid {found.pid}, {accelerator.name} ({accelerator.why})"

@@ -56,7 +56,13 @@ def image(folder: Path, name: str = IMAGE, *, kernel: bytes = b"", **metadata: A
         (directory / file).write_text(f"the {file} of {name}")
     if kernel:
         (directory / "bzImage").write_bytes(kernel)
-    described = {**files, "version": "0.5.4", "cmdline": "console=ttyS0 init=/init", **metadata}
+    described = {
+        **files,
+        "version": "0.5.4",
+        "shared_ro": True,
+        "cmdline": "console=ttyS0 init=/init",
+        **metadata,
+    }
     manifest.write(directory, described, ("bzImage", "initramfs.cpio.gz"))
     return registry.load(folder, name)
 

@@ -181,7 +181,9 @@ def test_a_folder_that_was_mended_is_read_again(client: FlaskClient, config: Con
     whole = (folder / "vm-manifest.json").read_text()
     (folder / "vm-manifest.json").write_text(whole[:100])
     assert counts(client) == (0, 0, 0)
-    assert info(client, DSTACK_ID)["boot_error"].startswith("vm-manifest.json: it is not valid JSON")
+    assert info(client, DSTACK_ID)["boot_error"].startswith(
+        "vm-manifest.json: it is not valid JSON"
+    )
     assert refused(client, "/prpc/StartVm", 400, id=DSTACK_ID)
 
     (folder / "vm-manifest.json").write_text(whole)

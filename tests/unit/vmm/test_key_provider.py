@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from core.config import Config, KeyProviderConfig
-from core.errors import CasemateError, Invalid, Unsupported, Upstream, UpstreamTimeout
+from core.errors import CasemateError, Invalid, RateLimited, Unsupported, Upstream, UpstreamTimeout
 from models.base import Database
 from tests.common.waiting import free_port
 from vmm import key_provider
@@ -63,6 +63,23 @@ def test_a_quote_is_turned_into_a_key(play: Play, config: Config, database: Data
 
     assert told == {"encrypted_key": "0102", "provider_quote": "ff"}
     assert asked == [{"quote": [0, 255]}]
+
+
+def test_a_guest_that_asks_again_and_again_does_not_hold_the_others_up(
+    config: Config, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    keys = {"encrypted_key": b"", "provider_quote": b""}
+    monkeypatch.setattr(key_provider, "sealing_key", lambda quote, *_: asked.append(quote) or keys)
+    api = HostApi("vm", config, database)
+
+    api.answer("GetSealingKey", {"quote": "01"})
+    for _ in range(20):
+        with pytest.raises(RateLimited, match="one sealing key in 10 s"):
+            api.answer("GetSealingKey", {"quote": "02"})
+    HostApi("other", config, database).answer("GetSealingKey", {"quote": "03"})
+
+    assert asked == [b"\1", b"\3"]
 
 
 def test_a_host_without_one_says_so(config: Config, database: Database) -> None:

@@ -244,7 +244,9 @@ def test_a_mode_that_the_node_has_not_set_up_is_refused(mode: str) -> None:
 def test_an_ipv6_host_port_needs_a_card_that_can_have_it() -> None:
     ports = (Port("tcp", "127.0.0.1", 1500, 80), Port("tcp", "2001:db8::1", 1500, 80))
 
-    with pytest.raises(Invalid, match=r"ports\[1\]\.host_address: 2001:db8::1 needs .* passt or bridge"):
+    with pytest.raises(
+        Invalid, match=r"ports\[1\]\.host_address: 2001:db8::1 needs .* passt or bridge"
+    ):
         network.check_reachable(ports, (Nic("bridge", "br0"), Nic("user")))
     network.check_reachable(ports, (Nic("passt"), Nic("user")))
     network.check_reachable(ports, (Nic("bridge", "br0"),))

@@ -524,6 +524,17 @@ def test_a_process_that_the_record_does_not_know_is_adopted(
     assert vm.started_ms is not None and before.started_ms is not None
     assert abs(vm.started_ms - before.started_ms) < 100
     assert (vm.stopped_ms, vm.boot_error) == (None, "")
+    assert vm.boot_progress == "running"
+
+
+def test_the_guest_of_an_image_without_a_read_only_share_reports_nothing(
+    vms: Vms, config: Config
+) -> None:
+    rows.image(config.image.path, "old-0.5.0", shared_ro=False)
+
+    vm_id = vms.create(wanted(image="old-0.5.0"))
+
+    assert row(vms, vm_id).boot_progress == "N/A"
 
 
 def test_a_sweep_that_saw_a_vm_between_wish_and_start_schedules_nothing(vms: Vms) -> None:

@@ -140,6 +140,7 @@ class _Start:
             tee=self.tee(),
             firmware=self.firmware(),
             cid=vm.cid if has_vsock else None,
+            is_dev=image.is_dev,
             swtpm_socket=companion.socket_of(self.tpm) if self.app.key_provider == "tpm" else None,
             numa=self.spread,
             gpus=self.gpus(),

@@ -157,7 +157,6 @@ class Machine:
     firmware: Path | None = None
     cid: int | None = None
     is_dev: bool = False
-    volumes: tuple[Path, ...] = ()
     swtpm_socket: Path | None = None
     numa: tuple[NumaNode, ...] = ()
     gpus: tuple[Gpu, ...] = ()
@@ -211,7 +210,7 @@ def option_value(path: Path) -> str:
 def _host_side(machine: Machine) -> list[str]:
     accel = "tcg,thread=multi" if machine.accel == "tcg" else machine.accel
     log = option_value(machine.serial_log)
-    # Only a dev image has somebody to type to; a pty of QEMU's is asked for by QMP query-chardev.
+    # Only a dev image has somebody to type to; QMP says which pty it is.
     console = (
         f"pty,id=com0,logfile={log},logappend=on"
         if machine.is_dev
@@ -250,10 +249,6 @@ def _disks(machine: Machine) -> list[str]:
     data = option_value(machine.data_disk)
     options += ["-drive", f"file={data},if=none,id=hd1,format=qcow2,discard=unmap"]
     options += _virtio(machine, "virtio-blk-pci,drive=hd1")
-    for index, volume in enumerate(machine.volumes):
-        path = option_value(volume)
-        options += ["-drive", f"file={path},if=none,id=vol{index},format=raw,readonly=on"]
-        options += _virtio(machine, f"virtio-blk-pci,drive=vol{index}")
     return options
 
 

@@ -64,6 +64,7 @@ LOCK_PATIENCE_S = 60.0
 # The networks as launched: the row may say by now what the next start is to have.
 NETWORKS = "runtime-networks.json"
 
+_TERMINAL = re.compile(r"pty:(/dev/pts/\d+)")
 _BOOT_FAILED = re.compile(r"casemate: boot failed: (.{1,500})")
 
 
@@ -256,6 +257,8 @@ class Reconciler:
         ):
             why = error_line(workdir) or "no message"
             raise process.StartFailed(f"QEMU ended at once: {why}")
+        if made.machine.is_dev:
+            _link_console(workdir)
         self._relay(vm_id, workdir)
         faults.point("start.greeted")
         # Guests of images that have no such disk report nothing.
@@ -414,6 +417,13 @@ class Reconciler:
 
     def _event(self, session: Session, vm_id: str, event: str, body: str) -> None:
         records.add_event(session, vm_id, event, body, self.config.event_buffer_size)
+
+
+def _link_console(workdir: WorkDir) -> None:
+    """Puts a name where a person may type to the shell of a dev image: QEMU numbers its terminals itself."""
+    for device in qmp.execute(workdir.path, "query-chardev"):
+        if device["label"] == "com0" and (found := _TERMINAL.fullmatch(device["filename"])):
+            workdir.serial_pty.symlink_to(found[1])
 
 
 def console_line(workdir: WorkDir) -> str:

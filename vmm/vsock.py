@@ -101,9 +101,9 @@ def ask(
     if len(text) > limit:
         raise Upstream(f"the guest's answer is larger than {limit} bytes")
     try:
-        value = json.loads(text) if text.strip() else None
-    except (ValueError, RecursionError):
-        raise Upstream("the guest agent's answer is not JSON") from None
+        value = read_json(text) if text.strip() not in (b"", b"null") else None
+    except Invalid:
+        raise Upstream("the guest agent's answer is not a JSON object, or holds too much") from None
     if response.status != 200:
         said = value.get("message") or value.get("error") if isinstance(value, dict) else None
         raise Upstream(f"guest agent: {str(said or response.status)[:500]}")

@@ -44,6 +44,11 @@ class WorkDir:
         return self.path / "serial.log"
 
     @property
+    def serial_pty(self) -> Path:
+        """Leads to the terminal on which a dev image's shell listens; absent with any other image."""
+        return self.path / "serial.pty"
+
+    @property
     def host_socket(self) -> Path:
         """Where the guest asks the host."""
         return self.path / "host.sock"
@@ -76,7 +81,7 @@ class WorkDir:
 
     def begin_boot(self, cid: int | None) -> None:
         """Clears what a former boot left for others to connect to, and notes the guest's vsock number."""
-        for stale in ("qmp.sock", "host.sock", "guest.sock"):
+        for stale in ("qmp.sock", "host.sock", "guest.sock", self.serial_pty.name):
             (self.path / stale).unlink(missing_ok=True)
         if cid is None:
             self.guest_cid.unlink(missing_ok=True)

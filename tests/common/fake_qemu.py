@@ -18,7 +18,9 @@ def main(argv):
     if "stdio" in argv:  # asked what it can do, without a machine
         return capabilities()
     text = "\n".join(argv).replace(",,", "\0")
-    found = re.findall(r"id=(com0|host0|guest0),path=([^,\n]+)|\n(unix):([^,\n]+)", text)
+    found = re.findall(
+        r"id=(com0|host0|guest0),(?:path|logfile)=([^,\n]+)|\n(unix):([^,\n]+)", text
+    )
     path = {a or c: (b or d).replace("\0", ",") for a, b, c, d in found}
     folder = os.path.dirname(path["unix"])
     fake = behaviour(folder) or behaviour(os.path.dirname(folder)) or {}
@@ -97,6 +99,8 @@ def monitor(stream, fake):
     for call in calls(stream):
         known = call["execute"] in ("qmp_capabilities", "query-status", "system_powerdown", "quit")
         answer = {"return": {}} if known else {"error": {"class": "CommandNotFound", "desc": "no"}}
+        if call["execute"] == "query-chardev":
+            answer = {"return": [{"label": "com0", "filename": "pty:/dev/pts/4096"}]}
         send(stream, {**answer, "id": call.get("id")})
         if call["execute"] in (*fake.get("end_on", ["system_powerdown"]), "quit"):
             leave()

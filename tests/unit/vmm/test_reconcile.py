@@ -537,6 +537,20 @@ def test_the_guest_of_an_image_without_a_read_only_share_reports_nothing(
     assert row(vms, vm_id).boot_progress == "N/A"
 
 
+def test_the_console_of_a_dev_image_has_a_terminal_with_a_name(vms: Vms, config: Config) -> None:
+    rows.image(config.image.path, "dev-0.5.4", is_dev=True)
+
+    plain, dev = vms.create(wanted()), vms.create(wanted(image="dev-0.5.4"))
+
+    workdir = vms.reconciler.workdir(dev)
+    assert workdir.serial_pty.readlink() == Path("/dev/pts/4096")
+    assert f"pty,id=com0,logfile={workdir.serial_log},logappend=on" in vms.command(dev)
+    assert not vms.reconciler.workdir(plain).serial_pty.is_symlink()
+    vms.stop(dev)
+    vms.start(dev)
+    assert workdir.serial_pty.is_symlink()
+
+
 def test_a_sweep_that_saw_a_vm_between_wish_and_start_schedules_nothing(vms: Vms) -> None:
     vm_id = vms.create(wanted(stopped=True))
     change(vms, vm_id, wished=Wished.RUNNING, restarts=1, next_restart_ms=5)

@@ -92,19 +92,20 @@ def test_an_empty_answer_is_nothing(
 
 def test_an_answer_in_chunks_is_put_together(data_dir: Path, guest: Callable[[Play], None]) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    guest(saying(head, b"3\r\n[1,\r\n", b"2\r\n2]\r\n", b"0\r\n\r\n"))
+    guest(saying(head, b'3\r\n{"a\r\n', b'4\r\n":1}\r\n', b"0\r\n\r\n"))
 
-    assert channel.ask(data_dir, "Info", {}) == [1, 2]
+    assert channel.ask(data_dir, "Info", {}) == {"a": 1}
 
 
 @pytest.mark.parametrize(
     ("said", "match"),
     [
         (response(b'{"error": "no such thing"}', 400), "guest agent: no such thing"),
-        (response(b"[]", 500), "guest agent: 500"),
+        (response(b"{}", 500), "guest agent: 500"),
         (response(b"", 302, "Location: http://127.0.0.1/\r\n"), "guest agent: 302"),
-        (response(b"<html>"), "is not JSON"),
-        (response(b"[" * 100_000), "is not JSON"),
+        (response(b"<html>"), "is not a JSON object"),
+        (response(b"[" * 100_000), "is not a JSON object"),
+        (response(b'{"containers": [' + b"{}," * 200_000 + b"{}]}"), "holds too much"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000 + b"\r\n", "does not speak HTTP"),
         (b"", "does not speak HTTP"),

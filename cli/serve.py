@@ -40,6 +40,8 @@ RESPAWN_S = 0.9
 
 def run(config_file: Path | None, parent: int | None) -> None:
     """Runs the service until a signal says otherwise (cli/host.py has the command)."""
+    if "://" in os.environ.get("CASEMATE_ADDRESS", ""):
+        raise Invalid.field("CASEMATE_ADDRESS", "is a URL; to listen give tcp:IP:PORT or unix:PATH")
     os.umask(0o077)
     log.setup()
     config = configuration.load(config_file)

@@ -251,7 +251,9 @@ def load(path: Path | None = None) -> Config:
             raise Invalid(f"{path}: {error}") from None
     config = build(Config, table, "")
     environment = os.environ
-    if address := environment.get("CASEMATE_ADDRESS"):
+    address = environment.get("CASEMATE_ADDRESS", "")
+    # A URL is where clients find a service, this one or another.
+    if address and "://" not in address:
         config = replace(config, address=address)
     if data_dir := environment.get("CASEMATE_DATA_DIR"):
         config = replace(config, data_dir=Path(data_dir))

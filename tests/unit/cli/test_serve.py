@@ -89,6 +89,13 @@ def test_an_address_is_bound_as_written(data_dir: Path) -> None:
     assert serve.bind_of("unix:./a") == f"unix:{Path.cwd()}/a"
 
 
+def test_a_url_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASEMATE_ADDRESS", "https://casemate.example.org")
+
+    with pytest.raises(Invalid, match="CASEMATE_ADDRESS: is a URL"):
+        serve.run(None, None)
+
+
 def test_a_stale_socket_is_taken_over_and_a_live_one_is_not(data_dir: Path) -> None:
     path = data_dir / "http.sock"
     with socket.socket(socket.AF_UNIX) as listener:

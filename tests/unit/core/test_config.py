@@ -236,6 +236,14 @@ def test_an_empty_variable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (config.address, config.data_dir) == ("unix:a", Path("/srv/casemate"))
 
 
+def test_the_url_that_clients_use_is_no_address_to_listen_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASEMATE_ADDRESS", "https://casemate.example.org")
+
+    assert load(tmp_path, 'address = "unix:a"').address == "unix:a"
+
+
 def test_tokens_are_not_shown_by_repr() -> None:
     config = configuration.load()
     shown = repr(

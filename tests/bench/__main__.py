@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import agent, boot, http, lists, logs, report, startup, vms
+from tests.bench import agent, boot, http, kms, lists, logs, report, startup, verify, vms
 from tests.bench.context import Bench, load
 
 Measure = Callable[[Bench], Iterator[report.Line]]
@@ -26,9 +26,11 @@ GROUPS: dict[tuple[str, ...], Measure] = {
     ("P3", "P4"): lists.measure,
     ("P5",): http.measure,
     ("P6", "P7", "P8"): agent.speed,
+    ("P9",): verify.measure,
     ("P10", "P11"): logs.measure,
     ("P12",): startup.restart,
     ("P13",): vms.crowd,
+    ("P14",): kms.measure,
     ("P17",): startup.idle,
     ("P18",): agent.idle,
     ("boot",): boot.measure,

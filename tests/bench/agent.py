@@ -23,13 +23,12 @@ from core import certs, k256
 from core.certs import Leaf
 from core.kdf import kdf, p256_key, pkcs8_pem
 from guest import listeners
-from tests.bench.context import Bench, seconds
+from tests.bench.context import Bench, per_second, seconds
 from tests.bench.report import Line, Promise
 from tests.common.waiting import until
 
 CONNECTIONS = 8
 ROUND_S = 1.0
-CORE_S = 0.3
 P99_MS = 25.0
 _NEEDS = "import flask, gunicorn.app.base, marshmallow, coincurve, cryptography.x509"
 
@@ -72,7 +71,7 @@ def speed(bench: Bench) -> Iterator[Line]:
         for number in range(bench.rounds):
             for call in calls:
                 if call.core:
-                    cores[call.title].append(_per_second(call.core))
+                    cores[call.title].append(per_second(call.core))
             for name, load in loads.items():
                 rates[name].append(load.run(ROUND_S))
             bench.say(
@@ -158,16 +157,6 @@ def _request(call: Call) -> bytes:
     body = json.dumps(call.fields).encode()
     head = f"POST /{call.method} HTTP/1.1\r\nHost: dstack\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
-
-
-def _per_second(work: Callable[[], object]) -> float:
-    done, end = 0, time.perf_counter() + CORE_S
-    began = time.perf_counter()
-    while time.perf_counter() < end:
-        for _ in range(20):
-            work()
-        done += 20
-    return done / (time.perf_counter() - began)
 
 
 def _p99(times: list[float]) -> float:

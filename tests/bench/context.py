@@ -14,6 +14,9 @@ from core.config import cache_dir
 from image import build, manifest, registry
 from tests.common.service import RunningService
 
+# For how long a piece of work without a server is repeated in a round.
+CORE_S = 0.3
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -84,6 +87,16 @@ def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def per_second(work: Callable[[], object]) -> float:
+    """How often a second one thread can do this."""
+    done, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < CORE_S:
+        for _ in range(20):
+            work()
+        done += 20
+    return done / took
 
 
 def memory_mb(service: RunningService, *, peak: bool) -> float:

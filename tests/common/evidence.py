@@ -146,6 +146,7 @@ class TdxVm:
     config: str = ""
     mr_config_id: bytes = bytes(48)
     options: tuple[tuple[str, Any], ...] = ()
+    report_data: bytes = REPORT_DATA
 
     def attestation(self) -> Attestation:
         """Its attestation, in which everything agrees."""
@@ -153,14 +154,14 @@ class TdxVm:
         launched = launch.of_vm(config)
         events = (*launched.events, *self.runtime)
         quote = platform().quote(
-            REPORT_DATA,
+            self.report_data,
             mrtd=launched.mrtd,
             rtmrs=[eventlog.replay(events, imr) for imr in range(4)],
             mr_config_id=self.mr_config_id,
             **dict(self.options),
         )
         runtime = tuple(event for event in events if event.is_runtime)
-        return Attestation(TdxEvidence(quote, events), runtime, REPORT_DATA, config)
+        return Attestation(TdxEvidence(quote, events), runtime, self.report_data, config)
 
 
 def snp_attestation(

@@ -19,6 +19,7 @@ from cli.kms import kms as kms_command
 from core import proc
 from guest import simulator
 from guest.service import Agent
+from kms import attester, service, settings, trust
 from tests.common.waiting import free_port, until
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,14 @@ class RunningKms:
             raise done.exception
         document: dict[str, Any] = json.loads(done.stdout)
         return document
+
+    def own_measurements(self) -> dict[str, str]:
+        """What the policy must allow for this KMS to do anything; after write_config()."""
+        given = settings.load(self.config)
+        found = attester.of(given)
+        assert found is not None
+        boot = service.own_boot_info(found, trust.Trusting(given).now())
+        return {key: str(value) for key, value in boot.to_json().items()}
 
     def audited(self) -> list[dict[str, Any]]:
         """The audit records."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from core.proc import run
 from tests.common import rows
 from tests.common.promises import breaches, is_settled, look
 from tests.common.service import RunningService
@@ -169,7 +170,9 @@ def test_an_update_while_starting_is_in_or_out_and_the_row_says_which(
         assert {answer.status_code for answer in answers} == {200}
         seen = look(service)[vm_id]
         assert seen.compose == text
-        booted = (service.data_dir / "vm" / vm_id / "shared/app-compose.json").read_text()
+        # The disk that the guest has; the folder beside it is what the next start will give.
+        share = service.data_dir / "vm" / vm_id / "shared.img"
+        booted = run(["mtype", "-i", share, "::app-compose.json"]).stdout.decode()
         before = texts[texts.index(text) - 1] if text != texts[0] else rows.COMPOSE
         last = [event for event in seen.events if event in ("vmm.start", "vmm.update")][-1]
         # The order of the events is the order of what happened.

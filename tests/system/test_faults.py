@@ -211,7 +211,11 @@ OPERATIONS = {
         ("shutdown.asked", "stop.ended", "stop.buried"),
         # Before the wish is kept, the end of the guest looks like its own, and it is started again.
         lambda vm, answer: (
-            vm is not None and vm.status in ({"stopped"} if answer else {"stopped", "running"})
+            vm is not None
+            and (
+                vm.status == "stopped"
+                or (not answer and vm.status == "running" and vm.process is not None)
+            )
         ),
     ),
     "update": Operation(

@@ -58,23 +58,13 @@ def kms(home: Path) -> Iterator[RunningKms]:
     )
     running.trust(home / "tee")
     running.write_config()
-    own = _own_measurements(running)
+    own = running.own_measurements()
     running.policy("allow", "--os-image", OS_IMAGE)
     running.policy("allow", "--os-image", own["osImageHash"])
     running.policy("allow", "--kms-mr", own["mrAggregated"], "--device", own["deviceId"])
     running.start()
     yield running
     running.stop()
-
-
-def _own_measurements(running: RunningKms) -> dict[str, str]:
-    from kms import attester, service, settings, trust
-
-    given = settings.load(running.config)
-    found = attester.of(given)
-    assert found is not None
-    boot = service.own_boot_info(found, trust.Trusting(given).now())
-    return {key: str(value) for key, value in boot.to_json().items()}
 
 
 @dataclass
@@ -152,7 +142,7 @@ def test_an_app_is_refused_after_its_compose_hash_left_the_policy(asking: Asking
 
 
 def test_a_kms_that_left_the_policy_itself_gives_nothing(asking: Asking) -> None:
-    own = _own_measurements(asking.kms)["mrAggregated"]
+    own = asking.kms.own_measurements()["mrAggregated"]
     asking.kms.policy("deny", "--kms-mr", own)
     try:
         with pytest.raises(Upstream, match="this KMS is not allowed: aggregated MR not allowed"):

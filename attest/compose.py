@@ -18,6 +18,7 @@ from core.errors import Invalid
 KeyProvider = Literal["none", "kms", "local", "tpm"]
 # guest-agent.md section 10.
 MAX_INIT_SCRIPTS = 5
+MAX_ID = 1024
 
 _T = TypeVar("_T")
 _SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)B?", re.IGNORECASE | re.ASCII)
@@ -207,6 +208,9 @@ def _hex(value: object) -> bytes:
     digits = text[2:] if text[:2] in ("0x", "0X") else text
     if len(digits) % 2 or not re.fullmatch(r"[0-9A-Fa-f]*", digits):
         raise Invalid("must be hex text with an even number of digits")
+    # A key provider is named by a public key or its hash; a KMS's is 91 bytes.
+    if len(digits) > 2 * MAX_ID:
+        raise Invalid(f"must have at most {MAX_ID} bytes")
     return bytes.fromhex(digits)
 
 

@@ -7,6 +7,7 @@ is the VM's id, for a companion with `.` and its name after it.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -52,12 +53,16 @@ def forget(folder: Path) -> None:
 
 
 def strays(workdir: Path) -> Iterator[process.Process]:
-    """The living processes whose command names a VM's folder, which may be gone already."""
-    own = f"{workdir}/".encode()
+    """The living processes of a VM whose folder may be gone: those that hold a lock of it (vmm/runner.py)."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and own in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and _holds_lock(entry / "fd", f"{workdir}/"):
                 yield process.Process(int(entry.name), runner.start_time(int(entry.name)))
+
+
+def _holds_lock(descriptors: Path, own: str) -> bool:
+    links = (os.readlink(each).removesuffix(" (deleted)") for each in descriptors.iterdir())
+    return any(link.startswith(own) and link.endswith("/process.lock") for link in links)
 
 
 def _describe(workdir: Path, folder: Path, vm_name: str) -> dict[str, Any]:

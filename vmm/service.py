@@ -329,9 +329,13 @@ class Vms:
         self._running(vm_id)
         told = channel.ask(self.reconciler.workdir(vm_id).path, method, {})
         try:
-            return prpc.load(answer, told or {})
+            checked = prpc.load(answer, told or {})
         except Invalid as error:
             raise Upstream(f"guest agent: malformed answer: {error.message}") from None
+        if method == "Shutdown":
+            # Its own word of it may get lost, and it would be started again.
+            self._wish(vm_id, Wished.SHUTDOWN, only_from=Wished.RUNNING)
+        return checked
 
     def log(
         self,

@@ -419,6 +419,8 @@ def test_a_guest_is_asked_and_its_answer_completed(client: FlaskClient, config: 
     (container,) = ask(client, "/guest/ListContainers", id=vm_id)["containers"]
     assert (container["id"], container["names"], container["created"]) == ("1", [], -1)
     assert ask(client, "/guest/Shutdown", id=vm_id) is None
+    # Although the guest has not said so: nobody starts it again.
+    assert info(client, vm_id)["status"] == "stopping"
 
 
 @pytest.mark.parametrize(

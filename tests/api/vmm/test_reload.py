@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +136,21 @@ def test_a_vm_whose_folder_is_gone_is_dropped_and_ended(
 ) -> None:
     vm_id, other = create(client), create(client, stopped=True)
     vms: Vms = app.extensions["vms"]
-    found = process.find(vms.reconciler.workdir(vm_id).path)
+    workdir = vms.reconciler.workdir(vm_id)
+    found = process.find(workdir.path)
     assert found is not None
     shutil.rmtree(config.run_path / vm_id)
 
-    assert counts(client) == (0, 1, 1)
+    # The operator reads along; that is none of the VM's processes.
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", workdir.serial_log], stdin=subprocess.PIPE
+    ) as reader:
+        assert counts(client) == (0, 1, 1)
 
-    assert ask(client, "/prpc/GetInfo", id=vm_id)["found"] is False
-    until(lambda: not process.is_alive(found))
+        assert ask(client, "/prpc/GetInfo", id=vm_id)["found"] is False
+        until(lambda: not process.is_alive(found))
+        assert reader.poll() is None
+        reader.kill()
     assert info(client, other)["status"] == "stopped"
     assert [path.name for path in config.run_path.glob("[!.]*")] == [other]
 

@@ -234,6 +234,7 @@ def test_swap_size_is_a_number_of_bytes_or_has_a_unit(size: object, bytes_: int)
         ("key_provider", 1),
         ("key_provider_id", "xyz"),
         ("key_provider_id", "abc"),
+        ("key_provider_id", "ab" * 1025),
         ("key_provider_id", 5),
         ("kms_enabled", "yes"),
         ("local_key_provider_enabled", 0),

@@ -10,13 +10,14 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
 import requests
 
 from attest.boot_info import BootInfo
 from core.errors import CasemateError, Upstream, UpstreamTimeout
+from kms.chain import Contract
+from kms.decision import Authorizer, Decision, Policy
+from kms.policy import PolicyFile
 from kms.settings import AuthSettings
 
 logger = logging.getLogger(__name__)
@@ -24,43 +25,6 @@ logger = logging.getLogger(__name__)
 CONNECT_S = 5.0
 CALL_S = 10.0
 MAX_ANSWER = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Yes or no, the reason of a no, and the gateway that an allowed app may use."""
-
-    is_allowed: bool
-    reason: str = ""
-    gateway_app_id: str = ""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What an authorisation service says of itself."""
-
-    gateway_app_id: str = ""
-    kms_contract: str = ""
-    chain_id: int = 0
-    app_implementation: str = ""
-
-
-class Authorizer(Protocol):
-    """Decides for apps and for other KMSs."""
-
-    is_dev: bool
-
-    def app(self, boot: BootInfo) -> Decision:
-        """Whether an app may have its keys."""
-        ...
-
-    def kms(self, boot: BootInfo) -> Decision:
-        """Whether a KMS, this one or another, may hold the root keys."""
-        ...
-
-    def policy(self) -> Policy:
-        """What the service says of itself; Upstream when it cannot be asked."""
-        ...
 
 
 class Dev:
@@ -170,9 +134,6 @@ def _text(said: Mapping[str, object], name: str) -> str:
 
 def of(auth: AuthSettings, version: str) -> Authorizer:
     """The way of deciding that the configuration names."""
-    from kms.chain import Contract
-    from kms.policy import PolicyFile
-
     if auth.type == "webhook":
         return Webhook(auth.webhook.url, version)
     if auth.type == "file":

@@ -11,7 +11,7 @@ from attest.boot_info import BootInfo
 from core import evm
 from core.errors import Upstream, UpstreamTimeout
 from core.evm import Call, Chain
-from kms.authz import Decision, Policy
+from kms.decision import Decision, Policy
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,16 +43,19 @@ class Onboarding:
         self._authorizer = authz.of(settings.core.auth_api, version)
         self._trusting = Trusting(settings)
         self._finish = finish
+        # Two calls at once must not describe one pair of keys and keep another.
+        self._taking_keys = threading.Lock()
 
     def bootstrap(self, domain: str) -> Mapping[str, Any]:
         """Bootstrap: new root keys for a KMS of this domain, with evidence over their public halves."""
         check_domain(domain)
-        self._check_empty()
-        keys = rootkeys.create()
-        info = self._describe(keys)
-        said = json.dumps({name: value.hex() for name, value in info.items()})
-        files.write_atomic(self._made_folder() / BOOTSTRAP_INFO, said, 0o644)
-        self._keep(keys, ec.generate_private_key(ec.SECP256R1()), domain)
+        with self._taking_keys:
+            self._check_empty()
+            keys = rootkeys.create()
+            info = self._describe(keys)
+            said = json.dumps({name: value.hex() for name, value in info.items()})
+            files.write_atomic(self._made_folder() / BOOTSTRAP_INFO, said, 0o644)
+            self._keep(keys, ec.generate_private_key(ec.SECP256R1()), domain)
         logger.info("new root keys were made for %s", domain)
         return info
 
@@ -73,7 +77,9 @@ class Onboarding:
             != keys.ca.public_key()
         ):
             raise Upstream("the keys that the KMS gave are not those of its certificate")
-        self._keep(keys, tmp_ca_key, domain)
+        with self._taking_keys:
+            self._check_empty()
+            self._keep(keys, tmp_ca_key, domain)
         logger.info("the root keys of %s were taken over", source_url)
         return {"ca_pubkey": certs.spki_der(keys.ca.public_key()), "k256_pubkey": keys.k256_public}
 

@@ -14,7 +14,7 @@ from typing import Any
 from attest.boot_info import BootInfo
 from core import files
 from core.errors import Invalid
-from kms.authz import Decision, Policy
+from kms.decision import Decision, Policy
 
 logger = logging.getLogger(__name__)
 

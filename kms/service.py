@@ -36,8 +36,8 @@ from kms import attester as attesters
 from kms import audit, authz, derive, envkeys, rootkeys
 from kms import certs as kms_certs
 from kms.attester import Attester
-from kms.authz import Authorizer, Decision
 from kms.certs import Authority
+from kms.decision import Authorizer, Decision
 from kms.derive import RootKeys
 from kms.envkeys import EnvKey
 from kms.schemas import AppKeyRequest, CertificateRequest

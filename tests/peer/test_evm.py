@@ -16,8 +16,8 @@ import requests
 from core import evm, proc
 from core.errors import Upstream, UpstreamTimeout
 from core.evm import Call, Chain, Reverted
-from kms.authz import Decision, Policy
 from kms.chain import Contract
+from kms.decision import Decision, Policy
 from tests.common.waiting import free_port, until
 from tests.peer.conftest import HERE, installed
 from tests.unit.kms.test_policy import BOOT

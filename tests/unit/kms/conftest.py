@@ -21,7 +21,7 @@ from attest_sim.tdx import SIMULATED_MRTD, SimulatedPlatform, boot_events
 from core import certs, kms_client
 from core.certs import Issuer, Leaf
 from kms import authz, rootkeys
-from kms.authz import Decision, Policy
+from kms.decision import Decision, Policy
 from kms.onboard import Onboarding
 from kms.service import KmsService
 from kms.settings import (

@@ -16,6 +16,7 @@ from core.errors import Upstream
 from kms import authz
 from kms.authz import Dev, Webhook
 from kms.chain import Contract
+from kms.decision import Decision, Policy
 from kms.policy import PolicyFile
 from kms.settings import AuthSettings, EthereumSettings, WebhookSettings
 from tests.common.waiting import free_port
@@ -94,7 +95,7 @@ def test_the_service_is_asked_about_apps_and_kmss_each_time(
 
 def test_a_no_has_the_services_reason(service: Service, webhook: Webhook) -> None:
     service.say(isAllowed=False, reason="not today")
-    assert webhook.app(BOOT) == authz.Decision(False, "not today")
+    assert webhook.app(BOOT) == Decision(False, "not today")
 
     service.say(isAllowed=False)
     assert webhook.app(BOOT).reason == "the authorisation service says no"
@@ -161,7 +162,7 @@ def test_the_services_description_is_passed_on(service: Service, webhook: Webhoo
         appImplementation="0xdef",
     )
 
-    assert webhook.policy() == authz.Policy("gw", "0xabc", 3, "0xdef")
+    assert webhook.policy() == Policy("gw", "0xabc", 3, "0xdef")
     service.say(chainId="x")
     assert webhook.policy().chain_id == 0
     service.say(503)

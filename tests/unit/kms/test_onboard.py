@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +25,7 @@ from core.kdf import pkcs8_pem
 from core.prpc import Message, instance
 from kms import attester, onboard, rootkeys, schemas
 from kms.authz import Decision
+from kms.derive import RootKeys
 from kms.onboard import Onboarding
 from kms.service import KmsService
 from kms.settings import AttestationSettings, RootCas, Settings
@@ -66,6 +70,28 @@ def test_bootstrap_is_done_once(onboarding: Onboarding) -> None:
     ):
         with pytest.raises(Conflict, match="has its keys already"):
             again()
+
+
+def test_two_bootstraps_at_once_make_one_pair_of_keys(
+    onboarding: Onboarding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, both = rootkeys.create, threading.Barrier(2)
+    made: list[RootKeys] = []
+
+    def slowly() -> RootKeys:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+        made.append(create())
+        return made[-1]
+
+    monkeypatch.setattr(rootkeys, "create", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [pool.submit(onboarding.bootstrap, "kms.example") for _ in range(2)]
+
+    assert len(made) == 1
+    assert sorted(type(outcome.exception()) for outcome in outcomes if outcome.exception()) == [
+        Conflict
+    ]
 
 
 @pytest.mark.parametrize("step", range(5))

@@ -26,7 +26,7 @@ FIELDS = (
     click.option(
         "--key-provider",
         type=click.Choice(["none", "kms", "local", "tpm"]),
-        help="Who gives the app its keys.",
+        help="Who gives the app its keys (images built here know no local provider).",
     ),
     click.option("--public-logs/--no-public-logs", default=None, help="Anyone may read app logs."),
     click.option(

@@ -79,6 +79,8 @@ class Onboarding:
             raise Upstream("the keys that the KMS gave are not those of its certificate")
         with self._taking_keys:
             self._check_empty()
+            # What a bootstrap that was cut off left tells of other keys.
+            (self._made_folder() / BOOTSTRAP_INFO).unlink(missing_ok=True)
             self._keep(keys, tmp_ca_key, domain)
         logger.info("the root keys of %s were taken over", source_url)
         return {"ca_pubkey": certs.spki_der(keys.ca.public_key()), "k256_pubkey": keys.k256_public}

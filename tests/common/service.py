@@ -94,14 +94,17 @@ class RunningService:
         """GetInfo once it shows the wanted values; a boot error fails at once."""
 
         seen: list[dict[str, Any]] = []
+        starts: list[str] = []
 
         def shows() -> dict[str, Any] | None:
             info = self.info(vm_id)
             seen[:] = [info]
             if "boot_error" not in wanted:
                 assert not info["boot_error"], (info["boot_error"], self.serial(vm_id))
-            if wanted.keys() & {"boot_progress"}:
-                assert info["status"] != "exited", (info["events"], self.serial(vm_id))
+            if "boot_progress" in wanted and info["status"] == "exited":
+                assert self._emulator_failed(vm_id, starts), (info["events"], self.serial(vm_id))
+                starts.append(vm_id)
+                self.call("prpc/StartVm", id=vm_id)
             return info if all(info[key] == value for key, value in wanted.items()) else None
 
         try:
@@ -110,6 +113,11 @@ class RunningService:
             log = self.log.read_text(errors="replace")[-3000:]
             children = [(child.pid, child.status(), child.cmdline()) for child in self.children()]
             raise AssertionError(f"{late}\nit is: {seen}\n{children}\n{log}") from None
+
+    def _emulator_failed(self, vm_id: str, starts: list[str]) -> bool:
+        """Whether a boot met the flaw of emulation that docs/hardware.md tells of, for the first or second time."""
+        said = self.serial(vm_id)
+        return len(starts) < 2 and "Oops: int3" in said and "Kernel panic" in said
 
     def serial(self, vm_id: str) -> str:
         """What the guest's console printed last."""

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from attest import envelope
 from core import k256
+from tests.common.passt import needs_passt
 from tests.common.service import RunningService, free_port
 from tests.system.test_agent import Simulator, simulator  # noqa: F401 - the fixture
 
@@ -194,7 +195,7 @@ def test_the_npm_sdk_works_with_the_simulator(
     check(node_sdk(str(simulator.folder / "dstack.sock")))
 
 
-@pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+@needs_passt
 def test_both_sdks_work_with_the_agent_inside_a_vm_and_get_the_same_keys(
     python_sdk: Calls, node_sdk: Calls, vm_endpoint: str
 ) -> None:

@@ -12,11 +12,12 @@ import pytest
 import requests
 
 from cli.up import sample_compose
+from tests.common.passt import needs_passt
 from tests.common.service import RunningService
 from tests.common.waiting import free_port, until
 from vmm import process
 
-pytestmark = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+pytestmark = needs_passt
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
 // Encrypts an environment and checks a KMS's signatures with npm @phala/dstack-sdk; JSON in, JSON out.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { webcrypto } from "node:crypto";
+
+// Debian 12's Node has it under another name than browsers and newer ones.
+globalThis.crypto ??= webcrypto;
 
 const require = createRequire(process.argv[2] + "/");
 const { encryptEnvVars } = require("@phala/dstack-sdk/encrypt-env-vars");

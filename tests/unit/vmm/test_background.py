@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,12 +362,20 @@ def test_a_log_that_cannot_be_rotated_ends_nothing(
     assert child.is_alive()
 
 
+def handles(pid: int, number: int) -> bool:
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_its_end_leaves_the_vms_alone(vms: Vms, background: Start, number: int) -> None:
     child = background(vms)
     vm_id = vms.create(wanted())
     before = live(vms, vm_id)
     until(lambda: row(vms, vm_id).observed == Observed.ALIVE)
+    until(
+        lambda: handles(child.pid or 0, signal.SIGTERM), what="the start of the background process"
+    )
 
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid or 0, number)

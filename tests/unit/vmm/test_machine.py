@@ -34,6 +34,7 @@ from models.base import Database
 from models.port import DhcpLease
 from models.vm import Vm
 from tests.common import rows
+from tests.common.passt import needs_passt
 from tests.common.waiting import free_port, until
 from vmm import companion, process, reconcile
 from vmm.accel import Accelerator
@@ -620,13 +621,10 @@ def test_the_relay_ends_with_a_vm_that_ends_by_itself(on: Callable[..., Vms]) ->
     assert process.find(folder(vms, vm_id) / "forward") is None
 
 
-needs = {
-    program: pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-    for program in ("passt", "swtpm")
-}
+needs_swtpm = pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
 
 
-@needs["passt"]
+@needs_passt
 def test_passt_binds_the_ports_and_ends_with_its_vm(on: Callable[..., Vms]) -> None:
     vms = on(networking=NetworkingConfig(mode="passt"))
     port = free_port()
@@ -645,7 +643,7 @@ def test_passt_binds_the_ports_and_ends_with_its_vm(on: Callable[..., Vms]) -> N
     assert process.find(passt) is not None
 
 
-@needs["passt"]
+@needs_passt
 def test_a_start_that_fails_leaves_no_program_beside_it(on: Callable[..., Vms]) -> None:
     vms = on(networking=NetworkingConfig(mode="passt"))
     vm_id = vms.create(wanted(no_tee=True, stopped=True))
@@ -677,7 +675,7 @@ def test_a_program_that_is_missing_is_named(
         on().create(wanted(no_tee=True, **fields))
 
 
-@needs["swtpm"]
+@needs_swtpm
 def test_a_software_tpm_keeps_its_state_and_ends_with_its_vm(on: Callable[..., Vms]) -> None:
     vms = on()
 

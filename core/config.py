@@ -393,17 +393,18 @@ def _check_urls(config: Config) -> None:
         ("attestation.kds_url", (config.attestation.kds_url,)),
     ):
         for url in filter(None, urls):
-            if not _is_web_address(url):
+            if not is_web_address(url):
                 raise Invalid.field(key, f"{url!r} must be http:// or https:// with a host")
 
 
-def _is_web_address(url: str) -> bool:
+def is_web_address(url: str) -> bool:
+    """Whether a text is an http or https address with a host, and nothing that a log or header could not hold."""
     try:
         parts = urlsplit(url)
-        # Reading the port checks its range.
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        named = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+    return named and parts.scheme in ("http", "https") and url.isascii() and url.isprintable()
 
 
 def _check_words(config: Config) -> None:

@@ -15,20 +15,11 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from core.config import is_web_address
 from core.errors import CasemateError, Invalid, Upstream, UpstreamTimeout
 from core.prpc import read_json
 
 ANSWER_LIMIT = 1024**2
-
-
-def is_web_address(url: str) -> bool:
-    """Whether a text is an http or https address with a host, and nothing that a log or header could not hold."""
-    try:
-        parts = urlsplit(url)
-        named = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    return named and parts.scheme in ("http", "https") and url.isascii() and url.isprintable()
 
 
 def post_json(

@@ -125,6 +125,8 @@ def check_port(
         address = ipaddress.ip_address(host_address or rules.address)
     except ValueError:
         raise no("host_address", "must be an IPv4 or IPv6 address") from None
+    # The same address in another dress would be leased twice.
+    address = getattr(address, "ipv4_mapped", None) or address
     # A zone may be any text, also commas and more options of QEMU.
     if getattr(address, "scope_id", None) is not None:
         raise no("host_address", "must be without a zone (%)")

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from core.config import is_web_address
 from core.errors import Invalid, Upstream, UpstreamTimeout
-from core.http import ANSWER_LIMIT, is_web_address, post_json
+from core.http import ANSWER_LIMIT, post_json
 
 Play = Callable[[Callable[[socket.socket], None]], int]
 

@@ -38,7 +38,13 @@ def test_both_ends_of_a_range_belong_to_it(host_port: int) -> None:
 
 @pytest.mark.parametrize(
     ("address", "canonical"),
-    [("0.0.0.0", "0.0.0.0"), ("::", "::"), ("2001:DB8:0::1", "2001:db8::1"), ("::1", "::1")],
+    [
+        ("0.0.0.0", "0.0.0.0"),
+        ("::", "::"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("::1", "::1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+    ],
 )
 def test_addresses_are_kept_in_canonical_form(address: str, canonical: str) -> None:
     assert check(address=address).host_address == canonical

@@ -18,7 +18,6 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.glogging import Logger
 
 from core import files, log
 from core.errors import Conflict, Invalid
@@ -28,7 +27,7 @@ from kms import certs as kms_certs
 from kms.onboard import Onboarding
 from kms.service import KmsService
 from kms.settings import Settings
-from vmm.worker import Worker
+from vmm.worker import StructuredLogger, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
             "timeout": 120,
             "umask": 0o077,
             "proc_name": "casemate-kms",
-            "logger_class": QuietLogger,
+            "logger_class": StructuredLogger,
             "control_socket_disable": True,
             "post_fork": lambda master, worker: end_with_parent(master.pid),
         }
@@ -192,16 +191,6 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
     def run(self) -> None:
         """Serves until a signal says otherwise."""
         Master(self).run()
-
-
-class QuietLogger(Logger):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's log records go the way of all others."""
-
-    def setup(self, cfg: Any) -> None:
-        """No handlers of its own."""
-        self.error_log.propagate = True
-        self.error_log.setLevel(logging.WARNING)
-        self.access_log.propagate = False
 
 
 class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types

@@ -18,7 +18,6 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.glogging import Logger
 
 import migrations
 from app import create_app
@@ -31,6 +30,7 @@ from vmm import discovery, records
 from vmm.background import Background
 from vmm.host import Host, tee_platform
 from vmm.service import Vms
+from vmm.worker import StructuredLogger
 
 logger = logging.getLogger(__name__)
 
@@ -167,16 +167,6 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
     def run(self) -> None:
         """Serves until a signal says otherwise."""
         Master(self).run()
-
-
-class StructuredLogger(Logger):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's log records go the way of all others."""
-
-    def setup(self, cfg: Any) -> None:
-        """No handlers of its own."""
-        self.error_log.propagate = True
-        self.error_log.setLevel(logging.WARNING)
-        self.access_log.propagate = False
 
 
 class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types

@@ -1,17 +1,29 @@
-"""A gunicorn worker that refuses in JSON what never reaches the application."""
+"""What our gunicorn servers share: a worker that refuses in JSON what never reaches the application, and a logger."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
+from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
 # A refused upload is taken in and thrown away, so that its sender reads the refusal: one whose connection is
 # closed under its hands sees an error instead, and nginx makes a 502 of it.
 DRAIN_S = 5.0
 DRAIN_BYTES = 17 * 1024**2
+
+
+class StructuredLogger(Logger):  # type: ignore[misc] # gunicorn has no types
+    """gunicorn's log records go the way of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """No handlers of its own."""
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.WARNING)
+        self.access_log.propagate = False
 
 
 class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types

@@ -132,7 +132,7 @@ def _all_of_them(bench: Bench) -> Iterator[Line]:
         for number in range(bench.rounds + 1):
             for brief in (False, True):
                 floor = seconds(lambda: _floor(database, brief)) * 1000  # noqa: B023 - used at once
-                own = seconds(lambda: _all(session, service, brief)) * 1000  # noqa: B023
+                own = seconds(lambda: _all(session, service, brief)) * 1000  # noqa: B023 - used at once
                 if number:
                     floors[brief].append(floor)
                     taken[brief].append(own)

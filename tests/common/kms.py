@@ -91,6 +91,7 @@ class RunningKms:
         assert self.process is not None and self.process.poll() is None, self.log.read_text()
         try:
             url = f"{scheme}://127.0.0.1:{self.port}/health"
+            # Its root is not known yet: its certificate is what the tests are about.
             return requests.get(url, timeout=5, verify=False).text == "OK"
         except requests.ConnectionError:
             return False
@@ -110,6 +111,7 @@ class RunningKms:
 
     def request(self, method: str, **message: Any) -> requests.Response:
         """One RPC of a stranger."""
+        # A stranger has no reason to trust its certificate.
         return requests.post(f"{self.url}/prpc/{method}", json=message, timeout=30, verify=False)
 
     def policy(self, *arguments: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from flask import Flask, Request, Response, current_app, g, render_template, request, session
 from flask.sessions import SecureCookieSessionInterface
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import verify.routes
 import vmm.console
@@ -29,6 +29,7 @@ from accounts.credentials import Credentials
 from accounts.roles import OPERATOR, Caller
 from accounts.service import Accounts
 from accounts.tokens import session_key
+from core import prpc
 from core.config import Config
 from core.errors import (
     CasemateError,
@@ -39,6 +40,7 @@ from core.errors import (
     status_of,
 )
 from models.base import Database, disk_trouble
+from rest.access import is_public
 from verify.service import Verifier
 from vmm.host import Host
 from vmm.service import Vms
@@ -59,11 +61,13 @@ class Surface:
     """How the paths at and below some prefixes say no."""
 
     prefixes: tuple[str, ...]
-    refusal: Callable[[str, int], Response]
+    refusal: Callable[[str, int, Exception], Response]
     # Where its documents want another status than core/errors.py.
     statuses: Mapping[type[CasemateError], int] = field(default_factory=dict)
     # What a browser may ask the person for, and a program is told (WWW-Authenticate).
     challenge: str = 'Basic realm="casemate"'
+    # For tenants: a credential of theirs is always needed, whatever [auth] says of the VMM's own interface.
+    for_tenants: bool = False
 
     def has(self, path: str) -> bool:
         """Whether a path is one of its."""
@@ -91,6 +95,7 @@ def create_app(config: Config, host: Host) -> Flask:
     app.register_blueprint(vmm.guest_routes.blueprint)
     app.register_blueprint(vmm.log_routes.blueprint)
     app.register_blueprint(vmm.openapi_routes.blueprint)
+    app.extensions["documents"] = {"vmm": vmm.openapi_routes.VMM}
     app.register_blueprint(verify.routes.blueprint)
     app.register_blueprint(vmm.metrics_routes.blueprint)
 
@@ -105,11 +110,9 @@ class WholeRequest(Request):
     """A request whose body is there whole or not at all, however it came."""
 
     def get_data(self, *args: Any, **kwargs: Any) -> Any:
-        """Of a body in chunks Werkzeug alone would give as much as the limit leaves of it."""
+        """The body, or TooLarge."""
         data = super().get_data(*args, **kwargs)
-        if self.content_length is None and len(data) >= BODY_LIMIT:
-            raise RequestEntityTooLarge
-        return data
+        return prpc.whole(data, self.content_length, self.max_content_length or BODY_LIMIT)
 
 
 class Sessions(SecureCookieSessionInterface):
@@ -130,12 +133,30 @@ def _authenticate() -> None:
     if request.endpoint == "static":
         return
     accounts: Accounts = current_app.extensions["accounts"]
+    if _surface().for_tenants:
+        g.caller = _tenant(accounts)
+        return
     if request.blueprint in OPEN:
         g.caller = accounts.caller_of(session.get("caller", ""))
         return
     g.caller = _caller(accounts)
     if request.blueprint not in FOR_ANY_CALLER and not g.caller.is_operator:
         raise Forbidden(f"this is for operators, and {g.caller.name} is none")
+
+
+def _surface() -> Surface:
+    return next((each for each in SURFACES if each.has(request.path)), VMM)
+
+
+def _tenant(accounts: Accounts) -> Caller | None:
+    view = current_app.view_functions.get(request.endpoint or "")
+    # What is no call at all says so to everybody: it is in the documents.
+    if request.routing_exception or is_public(view):
+        return None
+    given = Credentials.of(
+        request.headers.get("Authorization", ""), request.headers.get("X-Api-Key", "")
+    )
+    return accounts.authenticate(given)
 
 
 def _caller(accounts: Accounts) -> Caller:
@@ -163,9 +184,9 @@ def _sign(response: Response) -> Response:
 
 def _refuse(error: Exception) -> Response:
     """Any error as the body of the surface that the path belongs to."""
-    surface = next((each for each in SURFACES if each.has(request.path)), VMM)
+    surface = _surface()
     status, message = _told(error, surface)
-    response = surface.refusal(message, status)
+    response = surface.refusal(message, status, error)
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = surface.challenge
     if isinstance(error, RateLimited):
@@ -191,7 +212,7 @@ def _told(error: Exception, surface: Surface) -> tuple[int, str]:
     return 500, f"internal error; the service log has it under {reference}"
 
 
-def _page(message: str, status: int) -> Response:
+def _page(message: str, status: int, _: Exception) -> Response:
     node = current_app.extensions["vms"].config.node_name
     text = render_template(
         "refusal.html", node=node, version=VERSION, message=message, status=status

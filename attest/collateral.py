@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
 import json
 import re
 import threading
@@ -21,9 +22,12 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attest import snp_crl
 from attest.errors import Malformed, NotGenuine
 from attest.snp import Report, certificates
 from attest.verify import MAX_COLLATERAL_CHARS, Claim
+from core.errors import CasemateError
+from core.files import read_capped, write_atomic
 
 if TYPE_CHECKING:
     import dcap_qvl
@@ -35,6 +39,8 @@ TIMEOUT_S = 10.0
 MAX_CACHED = 64
 # AMD's certificates and Intel's revocation lists outlive this; a wrong answer should not.
 KDS_LIFETIME_S = 24 * 3600.0
+REFUSAL_LIFETIME_S = 600.0
+MAX_KEPT = 1024
 
 _ADDRESS = re.compile(r"https?://[^\s)]+")
 _FAMILY_19, _FAMILY_1A = 0x19, 0x1A
@@ -53,7 +59,9 @@ def file(path: Path) -> Source:
             with path.open() as opened:
                 return opened.read(MAX_COLLATERAL_CHARS + 1)
         except (OSError, UnicodeDecodeError) as error:
-            raise NotGenuine(f"collateral: the configured file cannot be read: {error}") from None
+            # Without its path: reasons are shown to strangers.
+            why = getattr(error, "strerror", "it is not text")
+            raise NotGenuine(f"collateral: the configured file cannot be read: {why}") from None
 
     return read
 
@@ -100,13 +108,80 @@ class Cached:
             return kept.text
 
 
-def service(pccs_url: str = "", kds_url: str = "") -> Source:
-    """Intel collateral from a PCCS and AMD certificates from a KDS; a vendor without an address has no source."""
+class OnDisk:
+    """The certificates of processors, kept in a folder over restarts; that there are none, for some minutes."""
+
+    def __init__(
+        self, folder: Path, ask: Callable[[Claim | Report], Fetched], clock: Callable[[], float]
+    ) -> None:
+        self._folder = folder
+        self._ask = ask
+        self._clock = clock
+
+    def __call__(self, asked: Claim | Report) -> Fetched:
+        """What the file says, or the service; NotGenuine when it has just failed to give it or fails now."""
+        path = self._folder / hashlib.sha256(repr(_processor(asked)).encode()).hexdigest()
+        if (kept := self._read(path)) is not None:
+            return kept
+        try:
+            found = self._ask(asked)
+        except NotGenuine as error:
+            self._keep(path, Fetched("", self._clock() + REFUSAL_LIFETIME_S), error.message)
+            raise
+        self._keep(path, found, "")
+        return found
+
+    def _read(self, path: Path) -> Fetched | None:
+        try:
+            kept = json.loads(read_capped(path, MAX_COLLATERAL_CHARS))
+            found, why = Fetched(kept["text"], kept["until"]), kept["why"]
+        except (OSError, ValueError, KeyError, TypeError, CasemateError):
+            return None  # not there, or written by nobody of ours: asked anew
+        if found.until <= self._clock():
+            return None
+        if why:
+            raise NotGenuine(why)
+        return found
+
+    def _keep(self, path: Path, fetched: Fetched, why: str) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"text": fetched.text, "until": fetched.until, "why": why}))
+        # Strangers choose what is asked: the folder must not grow with that.
+        files = sorted(self._folder.iterdir(), key=lambda each: each.stat().st_mtime)
+        for old in files[:-MAX_KEPT]:
+            old.unlink(missing_ok=True)
+
+
+def service(pccs_url: str = "", kds_url: str = "", folder: Path | None = None) -> Source:
+    """Intel collateral from a PCCS and AMD certificates from a KDS; a vendor without an address has no source.
+
+    With a folder AMD's answers are kept there too.
+    """
     intel: Source = (
         Cached(_platform, lambda asked: _ask_pccs(pccs_url, asked)) if pccs_url else nowhere
     )
-    amd: Source = Cached(_processor, lambda asked: _ask_kds(kds_url, asked)) if kds_url else nowhere
+
+    def ask_kds(asked: Claim | Report) -> Fetched:
+        return _ask_kds(kds_url, asked)
+
+    fetch = OnDisk(folder, ask_kds, time.time) if folder else ask_kds
+    amd: Source = Cached(_processor, fetch) if kds_url else nowhere
     return lambda asked: amd(asked) if isinstance(asked, Report) else intel(asked)
+
+
+def revocations(kds_url: str = "") -> Source:
+    """AMD's list of revoked keys for a report's processor (PEM), from a KDS; nowhere without an address."""
+
+    def ask(asked: Claim | Report) -> Fetched:
+        assert isinstance(asked, Report)
+        crl = snp_crl.read(_get(f"{kds_url.rstrip('/')}/vcek/v1/{_product(asked)}/crl"))
+        return Fetched(crl.public_bytes(Encoding.PEM).decode(), time.time() + KDS_LIFETIME_S)
+
+    def product(asked: Claim | Report) -> str:
+        assert isinstance(asked, Report)
+        return _product(asked)
+
+    return Cached(product, ask) if kds_url else nowhere
 
 
 def _platform(asked: Claim | Report) -> object:
@@ -182,13 +257,15 @@ def _vcek_path(report: Report) -> str:
 
 def _get(url: str) -> bytes:
     """One answer of at most MAX_COLLATERAL_CHARS; NotGenuine when there is none."""
-    import requests
+    # Here, since the many who verify without a service need none of it.
+    from core import http
 
     try:
-        with requests.get(url, timeout=TIMEOUT_S, allow_redirects=False, stream=True) as answer:
-            content: bytes = answer.raw.read(MAX_COLLATERAL_CHARS, decode_content=True)
-    except (requests.RequestException, OSError) as error:
-        raise NotGenuine(f"collateral: the KDS does not give it: {type(error).__name__}") from None
-    if answer.status_code != 200:
-        raise NotGenuine(f"collateral: the KDS does not give it: status {answer.status_code}")
-    return content
+        answer = http.Peer(url, "the KDS").ask(
+            "GET", within_s=TIMEOUT_S, limit=MAX_COLLATERAL_CHARS
+        )
+    except CasemateError as error:
+        raise NotGenuine(f"collateral: the KDS does not give it: {error.message}") from None
+    if answer.status != 200:
+        raise NotGenuine(f"collateral: the KDS does not give it: status {answer.status}")
+    return answer.body

@@ -17,6 +17,18 @@ class NotGenuine(VerificationError):
     """A signature, certificate or revocation list does not lead to the trusted root at that time."""
 
 
+class BadSignature(NotGenuine):
+    """A signature is not of the key that it should be of."""
+
+
+class Revoked(NotGenuine):
+    """A key or a TCB level that signed was revoked."""
+
+
+class Stale(NotGenuine):
+    """Collateral is not valid at that time, so nothing can be said with it."""
+
+
 class Mismatch(VerificationError):
     """Two parts of the evidence, or the evidence and what was expected, contradict each other."""
 

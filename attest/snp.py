@@ -1,7 +1,7 @@
 """SEV-SNP attestation reports: what their bytes say, and whether an AMD processor signed them.
 
 Sources: attestation.md section 5; AMD 56860 (SNP Firmware ABI), table 23 (report); AMD 57230 (VCEK), tables 8 to
-11 (extensions of its certificate).  AMD's list of revoked signing keys is not consulted.
+11 (extensions of its certificate).  Revocation is snp_crl.py's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attest import der
-from attest.errors import Malformed, Mismatch, NotGenuine, Refused
+from attest.errors import BadSignature, Malformed, Mismatch, NotGenuine, Refused
 from attest.root import RootName, custom_name
 
 SIZE = 1184
@@ -59,15 +59,24 @@ class Report:
     """An attestation report; TCB versions as their eight bytes."""
 
     version: int
+    guest_svn: int
     policy: int
+    family_id: bytes
+    image_id: bytes
     vmpl: int
     signature_algorithm: int
+    platform_info: int
     key_flags: int
     report_data: bytes
     measurement: bytes
     host_data: bytes
+    id_key_digest: bytes
+    author_key_digest: bytes
+    report_id: bytes
+    report_id_ma: bytes
     family: int
     model: int
+    stepping: int
     current_tcb: bytes
     reported_tcb: bytes
     committed_tcb: bytes
@@ -89,6 +98,16 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """The certificates that vouch for a report, and what answers call their root."""
+
+    ark: x509.Certificate
+    ask: x509.Certificate
+    vcek: x509.Certificate
+    root: RootName
+
+
+@dataclass(frozen=True)
 class VerifiedSnp:
     """A genuine report, and which root it leads to."""
 
@@ -102,15 +121,24 @@ def parse(raw: bytes) -> Report:
         raise Malformed(f"report: {len(raw)} bytes instead of {SIZE}")
     report = Report(
         version=_uint(raw, 0, 4),
+        guest_svn=_uint(raw, 4, 4),
         policy=_uint(raw, 8, 8),
+        family_id=raw[0x10:0x20],
+        image_id=raw[0x20:0x30],
         vmpl=_uint(raw, 0x30, 4),
         signature_algorithm=_uint(raw, 0x34, 4),
+        platform_info=_uint(raw, 0x40, 8),
         key_flags=_uint(raw, 0x48, 4),
         report_data=raw[0x50:0x90],
         measurement=raw[0x90:0xC0],
         host_data=raw[0xC0:0xE0],
+        id_key_digest=raw[0xE0:0x110],
+        author_key_digest=raw[0x110:0x140],
+        report_id=raw[0x140:0x160],
+        report_id_ma=raw[0x160:0x180],
         family=raw[0x188],
         model=raw[0x189],
+        stepping=raw[0x18A],
         current_tcb=raw[0x38:0x40],
         reported_tcb=raw[0x180:0x188],
         committed_tcb=raw[0x1E0:0x1E8],
@@ -170,17 +198,31 @@ def verify_snp(
     Raises Malformed, NotGenuine, Mismatch (another processor or TCB version), or Refused (see check_state).
     """
     check_state(report)
+    found = chain_of(chain, root_der)
+    check_chain(found, now)
+    check_signature(report, found.vcek)
+    check_processor(report, found.vcek)
+    return VerifiedSnp(report, found.root)
+
+
+def chain_of(given: Sequence[x509.Certificate], root_der: bytes | None = None) -> Chain:
+    """The chain that is among some certificates, told by keys and names alone; the roots are verify_snp's.
+
+    Raises NotGenuine when there is none to a trusted root, Malformed when a certificate is broken.
+    """
     pins = AMD_ROOTS if root_der is None else {_key_hash(certificates([root_der])[0])}
-    ark = next((cert for cert in chain if _key_hash(cert) in pins), None)
+    ark = next((cert for cert in given if _key_hash(cert) in pins), None)
     if ark is None:
         raise NotGenuine("report: its certificate chain does not end in the trusted root")
-    ask = _issued_by(ark, chain, "ASK")
-    vcek = _issued_by(ask, chain, "VCEK")
-    for cert, issuer in ((ark, ark), (ask, ark), (vcek, ask)):
+    ask = _issued_by(ark, given, "ASK")
+    name: RootName = "amd" if _key_hash(ark) in AMD_ROOTS else custom_name(ark)
+    return Chain(ark, ask, _issued_by(ask, given, "VCEK"), name)
+
+
+def check_chain(chain: Chain, now: int) -> None:
+    """Refuses (NotGenuine) a chain with a wrong signature, or that is not valid at the Unix time `now`."""
+    for cert, issuer in ((chain.ark, chain.ark), (chain.ask, chain.ark), (chain.vcek, chain.ask)):
         _check_certificate(cert, issuer, now)
-    _check_signature(report, vcek)
-    _check_processor(report, vcek)
-    return VerifiedSnp(report, "amd" if _key_hash(ark) in AMD_ROOTS else custom_name(ark))
 
 
 def _key_hash(certificate: x509.Certificate) -> str:
@@ -221,10 +263,11 @@ def _check_certificate(cert: x509.Certificate, issuer: x509.Certificate, now: in
     try:
         key.verify(cert.signature, cert.tbs_certificate_bytes, pss, hashes.SHA384())
     except InvalidSignature:
-        raise NotGenuine("report: a certificate of its chain has a wrong signature") from None
+        raise BadSignature("report: a certificate of its chain has a wrong signature") from None
 
 
-def _check_signature(report: Report, vcek: x509.Certificate) -> None:
+def check_signature(report: Report, vcek: x509.Certificate) -> None:
+    """Refuses (BadSignature, NotGenuine) a report that this VCEK's key has not signed."""
     key = _key(vcek)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise NotGenuine("report: its VCEK is not a P-384 key")
@@ -232,10 +275,11 @@ def _check_signature(report: Report, vcek: x509.Certificate) -> None:
     try:
         key.verify(utils.encode_dss_signature(r, s), report.signed, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:
-        raise NotGenuine("report: its signature is wrong") from None
+        raise BadSignature("report: its signature is wrong") from None
 
 
-def _check_processor(report: Report, vcek: x509.Certificate) -> None:
+def check_processor(report: Report, vcek: x509.Certificate) -> None:
+    """Refuses (Mismatch) a VCEK that is not of the report's processor and TCB version."""
     try:
         present = {extension.oid: extension.value for extension in vcek.extensions}
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):

@@ -21,6 +21,7 @@ from attest.errors import Malformed
 FILE = "measurement.snp.cbor"
 # Family, model and stepping of the processors that QEMU can show to a guest.
 VCPUS = {
+    "EPYC": (23, 1, 2),
     "EPYC-v4": (23, 1, 2),
     "EPYC-Rome": (23, 49, 0),
     "EPYC-Milan": (25, 1, 1),

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from attest import pck, policy, quote
-from attest.errors import Malformed, NotGenuine
+from attest.errors import BadSignature, Malformed, NotGenuine, Revoked, Stale
 from attest.quote import TdxQuote
 from attest.root import RootName, custom_name
 
@@ -27,6 +27,8 @@ MAX_COLLATERAL_CHARS = 1024 * 1024
 
 _UNIX_TIME_MAX = 2**53
 _OUT_OF_DATE = ("expired", "Expired", "issue date is in the future", "NotValidYet")
+# Words of dcap-qvl's reasons.
+_KINDS = {"Revoked": Revoked, "revoked": Revoked, "ignature": BadSignature}
 
 
 @dataclass(frozen=True)
@@ -143,5 +145,6 @@ def _ask_dcap_qvl(
     except ValueError as error:
         why = " ".join(str(error).removeprefix("Verification failed: ").split())
         if any(word in why for word in _OUT_OF_DATE):
-            raise NotGenuine(f"quote: its collateral is not valid at that time ({why})") from None
-        raise NotGenuine(f"quote: not genuine ({why})") from None
+            raise Stale(f"quote: its collateral is not valid at that time ({why})") from None
+        kind = next((each for word, each in _KINDS.items() if word in why), NotGenuine)
+        raise kind(f"quote: not genuine ({why})") from None

@@ -13,7 +13,7 @@ from cli.terminal import print_json
 from core.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
-    from kms.policy import Document
+    from core.policy_file import Document
 
 _SIZES = {"app": 40, "compose": 64, "device": 64, "os-image": 64, "kms-mr": 64}
 
@@ -70,9 +70,9 @@ def deny(config_file: Path, **entries: Any) -> None:
 @click.pass_obj
 def list_(config_file: Path) -> None:
     """Show the policy file."""
-    from kms import policy
+    from core import policy_file
 
-    print_json(policy.read(_policy_file(config_file)))
+    print_json(policy_file.read(_policy_file(config_file)))
 
 
 def _policy_file(config_file: Path) -> Path:
@@ -87,7 +87,7 @@ def _policy_file(config_file: Path) -> Path:
 def _change(
     config_file: Path, entries: dict[str, Any], edit: Callable[[Document, dict[str, Any]], None]
 ) -> None:
-    from kms import policy
+    from core import policy_file
 
     given = {name.replace("_", "-"): value for name, value in entries.items() if value}
     for name, size in _SIZES.items():
@@ -95,11 +95,13 @@ def _change(
             raise Invalid.field(f"--{name}", f"must be {size} hex digits")
     if not given or ("compose" in given and "app" not in given):
         raise click.UsageError("name an app, an OS image or a KMS; a compose hash needs its app")
-    print_json(policy.change(_policy_file(config_file), lambda document: edit(document, given)))
+    print_json(
+        policy_file.change(_policy_file(config_file), lambda document: edit(document, given))
+    )
 
 
 def _allow(document: Document, given: dict[str, Any]) -> None:
-    from kms.policy import add
+    from core.policy_file import add
 
     if "os-image" in given:
         add(document.setdefault("osImages", []), given["os-image"])
@@ -116,7 +118,7 @@ def _allow(document: Document, given: dict[str, Any]) -> None:
 
 def _place(document: Document, given: dict[str, Any]) -> dict[str, Any]:
     """The entry that devices belong to: the app's, made when it has none, else the KMS's."""
-    from kms.policy import find_app, normal
+    from core.policy_file import find_app, normal
 
     if "app" not in given:
         kms_entry: dict[str, Any] = document.setdefault("kms", {})
@@ -129,7 +131,7 @@ def _place(document: Document, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deny(document: Document, given: dict[str, Any]) -> None:
-    from kms.policy import drop, find_app, normal
+    from core.policy_file import drop, find_app, normal
 
     gone = []
     if "os-image" in given:

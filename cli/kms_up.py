@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core import http, proc
+from core import http, policy_file, proc
 from core.errors import CasemateError, Unavailable
 from core.files import write_atomic
+from image import registry
 from kms import settings
 
 CONFIG = "kms.toml"
@@ -53,7 +54,7 @@ attest_rpc_cert = false
 enforce_self_authorization = false
 
 [core.auth_api]
-type = "file"  # casemate kms -c {data_dir}/kms.toml allow --help
+type = "file"  # what it holds and how to change it: casemate kms -c {data_dir}/kms.toml list, allow --help
 """
 
 
@@ -67,6 +68,17 @@ def allows_all(data_dir: Path) -> bool:
     """Whether the service has a KMS that gives every app its keys; another asks the operator first."""
     path = data_dir / CONFIG
     return path.exists() and settings.load(path).core.auth_api.type == "dev"
+
+
+def allow_image(data_dir: Path, name: str) -> None:
+    """Begins the policy file of a KMS that decides by one with the image built here; later it is the operator's."""
+    path = data_dir / CONFIG
+    if not path.exists():
+        return
+    auth = settings.load(path).core.auth_api
+    if auth.type == "file" and not auth.file.path.exists():
+        digest = registry.load(data_dir / "images", name).digest
+        policy_file.change(auth.file.path, lambda document: document.update(osImages=[digest]))
 
 
 class KeptKms:

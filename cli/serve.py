@@ -27,7 +27,7 @@ from core.config import Config
 from core.errors import Conflict, Invalid
 from core.proc import end_with_parent
 from vmm import discovery, records
-from vmm.background import Background
+from vmm.background import Background, Duty
 from vmm.host import Host, tee_platform
 from vmm.service import Vms
 from vmm.worker import StructuredLogger
@@ -224,7 +224,7 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
             for listener in self.LISTENERS:
                 listener.sock.close()  # the descriptor alone: close() would delete a Unix socket
             vms: Vms = self.app.wsgi().extensions["vms"]
-            Background(vms, self.born_ms).run(parent, recover=first)
+            Background(vms, duties(vms), self.born_ms).run(parent, recover=first)
             code = 0
         except BaseException:
             logger.exception("the background process failed")
@@ -232,6 +232,11 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
             # Not sys.exit: gunicorn's frames below must not run in this process.
             sys.stderr.flush()
             os._exit(code)
+
+
+def duties(vms: Vms) -> list[Duty]:
+    """What the areas above the VM manager must do once per host."""
+    return []
 
 
 def prepare_simulated_tee(config: Config) -> None:

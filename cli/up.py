@@ -53,6 +53,11 @@ kms_urls = ["https://10.0.2.2:{kms_port}"]  # the same KMS as a VM with user net
 enabled = true
 range = [{{protocol = "tcp", from = 1024, to = 65535}}, {{protocol = "udp", from = 1024, to = 65535}}]
 """
+# The policy file of the KMS starts with the image built here (kms_up.allow_image) and grows with what is deployed.
+_REAL = """
+[kms]
+register_apps = true  # the KMS may give keys to what users of this service deploy
+"""
 _SIMULATED = """
 [attestation]
 # POST /verify accepts the simulated evidence of this host alone, and says that it is simulated.
@@ -71,6 +76,7 @@ def up(once: bool) -> None:
     data_dir = Path(os.environ.get("CASEMATE_DATA_DIR", "data")).absolute()
     config_file = prepare(data_dir, address)
     image = build_image(data_dir)
+    kms_up.allow_image(data_dir, image)
     service = Service.start(config_file, data_dir, address)
     kms = kms_up.KeptKms(data_dir, say)
     try:
@@ -116,7 +122,7 @@ def prepare(data_dir: Path, address: str) -> Path:
     if not path.exists():
         tee = tee_platform("auto")
         why = f"this host has {tee}" if tee else "this host has no TDX or SEV-SNP"
-        form = _CONFIG if tee else _CONFIG + _SIMULATED
+        form = _CONFIG + (_REAL if tee else _SIMULATED)
         kms_port = free_port()
         text = form.format(
             address=address,

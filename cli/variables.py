@@ -6,10 +6,8 @@ Source: kms.md section 7 (layout), section 3 (the KMS's signature over the key).
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,13 +19,13 @@ from cli import compose
 from cli.completion import vms
 from cli.terminal import print_json, print_table, say
 from core.errors import Invalid, Upstream
+from core.sealed_env import seal
 
 if TYPE_CHECKING:
     from cli.client import Client
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 _SIGNED = b"dstack-env-encrypt-pubkey:"
-_NONCE_SIZE = 12
 
 ENV = click.option(
     "-e", "--env", "given", multiple=True, metavar="NAME[=VALUE]",
@@ -66,19 +64,6 @@ def _variable(word: str) -> tuple[str, str]:
             raise Invalid.field("env", f"{name} has no value, and the environment has none either")
         value = os.environ[name]
     return name, value
-
-
-def seal(public_key: bytes, variables: Mapping[str, str]) -> bytes:
-    """The variables as only the holder of the app's X25519 key can read them."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    items = [{"key": name, "value": value} for name, value in variables.items()]
-    once = X25519PrivateKey.generate()
-    shared = once.exchange(X25519PublicKey.from_public_bytes(public_key))
-    nonce = secrets.token_bytes(_NONCE_SIZE)
-    sealed = AESGCM(shared).encrypt(nonce, json.dumps({"env": items}).encode(), None)
-    return once.public_key().public_bytes_raw() + nonce + sealed
 
 
 def sealed_for(

@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from core import config_apps
+from core.config_apps import AppsConfig
+from core.config_runs import OffersConfig, RunsConfig
+from core.config_secretvm import BillingConfig, ClusterConfig, SecretVmConfig
 from core.errors import Invalid
 
 logger = logging.getLogger(__name__)
@@ -184,6 +188,14 @@ class KeyProviderConfig:
 
 
 @dataclass(frozen=True)
+class KmsConfig:
+    """What the service does for a KMS of this host that decides by a policy file."""
+
+    register_apps: bool = False  # allow there what users of this service deploy
+    policy_file: Path = Path()  # default: DATA_DIR/kms/policy.json
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """The HTTP server: threads must outnumber streams (performance.md section 2.1)."""
 
@@ -192,13 +204,26 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class KnownMachine:
+    """A machine that the operator knows by its id in quotes (32 hex digits), and what they call it."""
+
+    id: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class AttestationConfig:
-    """What `POST /verify` goes by: roots beside the vendors' own, and where collateral comes from."""
+    """What verification goes by: roots beside the vendors' own, and where collateral comes from.
+
+    `outbound` says where checks that strangers ask for may connect to: off, public (addresses) or any.
+    """
 
     root_ca: Path = Path()
     collateral: Path = Path()
     pccs_url: str = ""
     kds_url: str = ""
+    known_machines: tuple[KnownMachine, ...] = ()
+    outbound: str = ""  # default: any where only this host can ask, else public
 
 
 @dataclass(frozen=True)
@@ -217,8 +242,15 @@ class Config:
     auth: AuthConfig = AuthConfig()
     host_api: HostApiConfig = HostApiConfig()
     key_provider: KeyProviderConfig = KeyProviderConfig()
+    kms: KmsConfig = KmsConfig()
     server: ServerConfig = ServerConfig()
     attestation: AttestationConfig = AttestationConfig()
+    secretvm: SecretVmConfig = field(default_factory=SecretVmConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    billing: BillingConfig = field(default_factory=BillingConfig)
+    apps: AppsConfig = field(default_factory=AppsConfig)
+    runs: RunsConfig = field(default_factory=RunsConfig)
+    offers: OffersConfig = field(default_factory=OffersConfig)
     admin_token: str = field(default="", repr=False)  # from CASEMATE_ADMIN_TOKEN alone
 
     @property
@@ -274,6 +306,10 @@ def _with_paths(config: Config) -> Config:
         image=replace(config.image, path=images),
         auth=replace(config.auth, htpasswd_file=_absolute(config.auth.htpasswd_file)),
         cvm=replace(config.cvm, qemu_path=qemu),
+        kms=replace(
+            config.kms,
+            policy_file=_absolute(config.kms.policy_file, data_dir / "kms" / "policy.json"),
+        ),
         attestation=replace(
             config.attestation,
             root_ca=_absolute(config.attestation.root_ca),
@@ -282,19 +318,22 @@ def _with_paths(config: Config) -> Config:
     )
 
 
-def _absolute(path: Path) -> Path:
-    return path.absolute() if path != Path() else path
+def _absolute(path: Path, default: Path = Path()) -> Path:
+    chosen = default if path == Path() else path
+    return chosen if chosen == Path() else chosen.absolute()
 
 
 def check(config: Config) -> Config:
     """Returns a configuration whose values fit together, or raises Invalid naming the key."""
     _check_paths(config)
     _check_choices(config.cvm)
+    _check_attestation(config.attestation)
     _check_networking(config.cvm.networking)
     _check_port_mapping(config.cvm.port_mapping)
     _check_numbers(config)
     _check_urls(config)
     _check_words(config)
+    config_apps.check(config.apps, is_web_address)
     return config
 
 
@@ -321,6 +360,16 @@ def _check_choices(cvm: CvmConfig) -> None:
     ):
         if value not in allowed:
             raise Invalid.field(key, f"must be one of {', '.join(allowed)}")
+
+
+def _check_attestation(attestation: AttestationConfig) -> None:
+    if attestation.outbound not in ("", "off", "public", "any"):
+        raise Invalid.field("attestation.outbound", "must be one of off, public, any")
+    for machine in attestation.known_machines:
+        if not re.fullmatch(r"[0-9a-f]{32}", machine.id):
+            raise Invalid.field(
+                "attestation.known_machines.id", "must be a machine_id: 32 hex digits, lower case"
+            )
 
 
 def _check_networking(networking: NetworkingConfig) -> None:
@@ -404,7 +453,13 @@ def is_web_address(url: str) -> bool:
         named = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-    return named and parts.scheme in ("http", "https") and url.isascii() and url.isprintable()
+    return (
+        named
+        and parts.scheme in ("http", "https")
+        and url.isascii()
+        and url.isprintable()
+        and " " not in url
+    )
 
 
 def _check_words(config: Config) -> None:

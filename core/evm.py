@@ -8,17 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import requests
+from core import http, k256
+from core.errors import Upstream
 
-from core import k256
-from core.errors import Upstream, UpstreamTimeout
-
-CONNECT_S = 5.0
 CALL_S = 10.0
 MAX_ANSWER = 4 * 1024 * 1024
 # Nodes refuse longer batches; a hundred is below every known limit.
@@ -121,32 +117,17 @@ class Chain:
         return {"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": params}
 
     def _post(self, body: object) -> object:
-        deadline = time.monotonic() + CALL_S
+        said = http.Peer(self.url, "the chain").ask(
+            "POST",
+            json.dumps(body).encode(),
+            within_s=CALL_S,
+            headers={"Content-Type": "application/json"},
+            limit=MAX_ANSWER,
+        )
         try:
-            with requests.post(
-                self.url,
-                json=body,
-                timeout=(CONNECT_S, CALL_S),
-                allow_redirects=False,
-                stream=True,
-            ) as answer:
-                return _read(answer, deadline)
-        except requests.Timeout:
-            raise UpstreamTimeout("the chain does not answer in time") from None
-        except (requests.RequestException, ValueError, RecursionError):
-            # No address in the message: it may hold a key of the operator's.
-            raise Upstream("the chain cannot be asked") from None
-
-
-def _read(answer: requests.Response, deadline: float) -> object:
-    content = b""
-    for chunk in answer.iter_content(64 * 1024):
-        content += chunk
-        if len(content) > MAX_ANSWER:
-            raise Upstream("the chain's answer is too large")
-        if time.monotonic() > deadline:
-            raise UpstreamTimeout("the chain does not answer in time")
-    return json.loads(content)
+            return json.loads(said.body)
+        except (ValueError, RecursionError):
+            raise Upstream("the chain did not answer with JSON") from None
 
 
 def _params(call: Call) -> list[Any]:

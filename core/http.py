@@ -1,10 +1,12 @@
-"""Outbound HTTP: one JSON call to a service that may be slow, large, or not there.
+"""Outbound HTTP: one call to a service that may be slow, large, hostile or not there.
 
 The standard library's client and no other: it follows no redirect and takes no proxy from the environment.
+What is said of a failure names the service, never its whole address, which may hold a key.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -12,82 +14,222 @@ import socket
 import ssl
 import threading
 import time
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from core.config import is_web_address
-from core.errors import CasemateError, Invalid, Upstream, UpstreamTimeout
+from core.errors import CasemateError, Invalid, Unavailable, Upstream, UpstreamTimeout
 from core.prpc import read_json
 
 ANSWER_LIMIT = 1024**2
+_PORTS = {"http": 80, "https": 443}
+_PIECE = 256 * 1024
+Question = tuple[str, bytes | None, Mapping[str, str]]  # method, body, headers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: the status, whichever it is, and the whole body."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A service: its address, what failures call it (its host and port by default), how it is reached.
+
+    With `unix` the connection goes to that socket, and the address says only what is asked for.
+    """
+
+    url: str
+    called: str = ""
+    check_certificate: bool = True
+    unix: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What failures call it."""
+        parts = urlsplit(self.url)
+        return self.called or f"{parts.hostname}:{_port(parts)}"
+
+    def ask(
+        self,
+        method: str,
+        body: bytes | None = None,
+        *,
+        within_s: float,
+        headers: Mapping[str, str] | None = None,
+        limit: int = ANSWER_LIMIT,
+    ) -> Answer:
+        """Sends one request and returns what comes back, all within `within_s` seconds.
+
+        Raises UpstreamTimeout when time is over, however the peer spends it; Upstream when it cannot be
+        reached or answers with more than `limit` bytes.
+        """
+        with self._asked((method, body, headers or {}), within_s) as (answer, deadline):
+            found = read_answer(answer, limit, deadline)
+        if len(found.body) > limit:
+            raise Upstream(f"{self.name} answered with more than {limit} bytes")
+        return found
+
+    def save(self, file: BinaryIO, *, within_s: float, limit: int) -> None:
+        """Writes what a GET gives into a file: for what is too large to be held.  Raises what ask() does.
+
+        Upstream also when the status is another than 200.
+        """
+        with self._asked(("GET", None, {}), within_s) as (answer, deadline):
+            if answer.status != 200:
+                raise Upstream(f"{self.name} refused: status {answer.status}")
+            while piece := read_answer(answer, _PIECE, deadline).body:
+                limit -= len(piece)
+                if limit < 0:
+                    raise Upstream(f"{self.name} answered with too many bytes")
+                try:
+                    file.write(piece)
+                except OSError as error:
+                    raise Unavailable(f"no room for what {self.name} sends: {error}") from None
+
+    @contextlib.contextmanager
+    def _asked(
+        self, question: Question, within_s: float
+    ) -> Iterator[tuple[http.client.HTTPResponse, float]]:
+        """The answer's head, its body still to be read, and the deadline; failures in words of ours."""
+        if not is_web_address(self.url):
+            raise Invalid("the address of the service is not an http(s) address with a host")
+        method, body, headers = question
+        deadline = time.monotonic() + within_s
+        try:
+            with self._connection(deadline) as connection:
+                sent = {"User-Agent": "casemate", **_credentials(self.url), **headers}
+                connection.request(method, _target(self.url), body, sent)
+                yield connection.getresponse(), deadline
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            if time.monotonic() >= deadline or isinstance(error, TimeoutError):
+                raise UpstreamTimeout(f"{self.name} did not answer within {within_s:g} s") from None
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise Upstream(f"{self.name} cannot be reached: {why}") from None
+
+    @contextlib.contextmanager
+    def _connection(self, deadline: float) -> Iterator[http.client.HTTPConnection]:
+        parts = urlsplit(self.url)
+        connection = http.client.HTTPConnection(str(parts.hostname), _port(parts))
+        plain = _of_unix(self.unix, deadline) if self.unix else _of_tcp(parts, deadline)
+        with contextlib.closing(connection), plain, cut_at(deadline, plain):
+            connection.sock = plain
+            if parts.scheme == "https":
+                context = _context(self.check_certificate)
+                connection.sock = context.wrap_socket(plain, server_hostname=parts.hostname)
+            yield connection
 
 
 def post_json(
     url: str, message: dict[str, Any], *, within_s: float, check_certificate: bool = True
 ) -> dict[str, Any]:
-    """Posts a JSON object and returns the one that comes back, all within `within_s` seconds.
+    """Posts a JSON object and returns the one that comes back; raises what Peer.ask does.
 
-    Raises UpstreamTimeout when time is over, however the peer spends it; Upstream when it cannot be
-    reached, refuses (the text has its reason) or answers with something else than a JSON object.
+    Upstream also when the service refuses (the text has its reason) or answers with something else.
     """
-    parts = urlsplit(url)
-    if not is_web_address(url):
-        raise Invalid(f"{url} is not an http(s) address with a host")
-    deadline = time.monotonic() + within_s
+    peer = Peer(url, check_certificate=check_certificate)
+    kind = {"Content-Type": "application/json"}
+    told = peer.ask("POST", json.dumps(message).encode(), within_s=within_s, headers=kind)
     try:
-        status, body = _exchange(url, json.dumps(message).encode(), deadline, check_certificate)
-    except (OSError, http.client.HTTPException) as error:
-        if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-            raise UpstreamTimeout(f"{parts.netloc} did not answer within {within_s:g} s") from None
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Upstream(f"{parts.netloc} cannot be reached: {why}") from None
-    try:
-        answer = read_json(body)
+        answer = read_json(told.body)
     except CasemateError:
         answer = None
-    if status != 200:
-        raise Upstream(f"{parts.netloc} refused: {_reason(answer) or f'status {status}'}")
+    if told.status != 200:
+        raise Upstream(f"{peer.name} refused: {_reason(answer) or f'status {told.status}'}")
     if not isinstance(answer, dict):
-        raise Upstream(f"{parts.netloc} did not answer with a JSON object")
+        raise Upstream(f"{peer.name} did not answer with a JSON object")
     return answer
 
 
-def _exchange(url: str, body: bytes, deadline: float, check: bool) -> tuple[int, bytes]:
+def _port(parts: SplitResult) -> int:
+    return parts.port or _PORTS[parts.scheme]
+
+
+def _target(url: str) -> str:
     parts = urlsplit(url)
-    assert parts.hostname is not None
-    secure = parts.scheme == "https"
-    address = (parts.hostname, parts.port or (443 if secure else 80))
-    connection = http.client.HTTPConnection(*address)
-    plain = socket.create_connection(address, timeout=max(0.001, deadline - time.monotonic()))
-    # A time-out of the socket counts from byte to byte; this one ends a peer that drips them.
-    handle = plain.dup()  # TLS takes the other one away
-    timer = threading.Timer(deadline - time.monotonic(), _cut, [handle])
-    timer.start()
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _credentials(url: str) -> dict[str, str]:
+    """What an address of the form http://user:password@host asks to be shown there."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+
+
+def _of_tcp(parts: SplitResult, deadline: float) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one.
+
+    None gets more than half of the time that is left: the first may swallow what it is sent.
+    """
+    failure = OSError("the host has no address")
+    found = socket.getaddrinfo(parts.hostname, _port(parts), type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(left(deadline) / 2)
+            made.connect(address)
+            made.settimeout(left(deadline))
+            return made
+        except OSError as error:
+            made.close()
+            failure = error
+    raise failure
+
+
+def _of_unix(path: Path, deadline: float) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
     try:
-        context = _context(check) if secure else None
-        connection.sock = (
-            context.wrap_socket(plain, server_hostname=parts.hostname) if context else plain
-        )
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", path or "/", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read(ANSWER_LIMIT + 1)
-        if len(content) > ANSWER_LIMIT:
-            raise Upstream(f"{parts.netloc} answered with more than {ANSWER_LIMIT} bytes")
-        if answer.length:
-            raise http.client.IncompleteRead(content, answer.length)
-        if time.monotonic() >= deadline:  # cut off, which looks like an end
-            raise TimeoutError
-        return answer.status, content
-    finally:
-        timer.cancel()
-        for each in (connection, plain, handle):
-            each.close()
+        made.settimeout(left(deadline))
+        made.connect(str(path))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def left(deadline: float) -> float:
+    """The seconds until a deadline (monotonic); TimeoutError when it is over."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+@contextlib.contextmanager
+def cut_at(deadline: float, plain: socket.socket) -> Iterator[None]:
+    """Ends the connection when time is over: a time-out of the socket counts from byte to byte."""
+    with plain.dup() as handle:  # TLS takes the other one away
+        timer = threading.Timer(left(deadline), _cut, [handle])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # it must not cut whatever has the handle's number next
 
 
 def _cut(handle: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it has ended meanwhile
         handle.shutdown(socket.SHUT_RDWR)
+
+
+def read_answer(answer: http.client.HTTPResponse, limit: int, deadline: float) -> Answer:
+    """A whole answer, or one byte more than `limit`; an error of http.client's when it was cut short."""
+    body = answer.read(limit + 1)
+    if answer.length and len(body) <= limit:
+        raise http.client.IncompleteRead(body, answer.length)
+    if time.monotonic() >= deadline:  # cut off, which looks like an end
+        raise TimeoutError
+    return Answer(answer.status, body)
 
 
 def _context(check: bool) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ Used by guests that ask for keys and by a KMS that joins another one.  Source: k
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import ssl
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -63,21 +65,20 @@ class Kms:
 
         Raises Upstream when the KMS is not there, not the one we trust or refuses, and UpstreamTimeout.
         """
-        connection = self._connection(client)
         try:
-            connection.connect()
-            self._check_peer(connection)
-            body = json.dumps(params)
-            headers = {"Content-Type": "application/json", "Connection": "close"}
-            connection.request("POST", f"{self._path}/{method}?json", body, headers)
-            answer = connection.getresponse()
-            return _read(self.url, answer.status, answer.read(MAX_ANSWER + 1))
+            with contextlib.closing(self._connection(client)) as connection:
+                connection.connect()
+                self._check_peer(connection)
+                body = json.dumps(params)
+                headers = {"Content-Type": "application/json", "Connection": "close"}
+                connection.request("POST", f"{self._path}/{method}?json", body, headers)
+                answer = connection.getresponse()
+                return _read(self.url, answer.status, answer.read(MAX_ANSWER + 1))
         except TimeoutError:
             raise UpstreamTimeout(f"the KMS at {self.url} does not answer") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # ValueError: a host name or a certificate that the libraries cannot make sense of.
             raise Upstream(f"the KMS at {self.url} cannot be asked: {error}") from None
-        finally:
-            connection.close()
 
     @property
     def _path(self) -> str:
@@ -102,10 +103,13 @@ class Kms:
 
 def client_certificate(met: Introduction, attest: Attest) -> tuple[str, str]:
     """A fresh key and its certificate under the temporary CA, carrying the caller's evidence; both PEM."""
-    ca_key = load_pem_private_key(met.temp_ca_key.encode(), None)
+    try:
+        ca_key = load_pem_private_key(met.temp_ca_key.encode(), None)
+        ca = x509.load_pem_x509_certificate(met.temp_ca_cert.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise Upstream("the temporary CA of the KMS cannot be read") from None
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
         raise Upstream("the temporary CA of the KMS has no elliptic curve key")
-    ca = x509.load_pem_x509_certificate(met.temp_ca_cert.encode())
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = Leaf(TEMP_NAME, extensions=[attest(key.public_key())])
     return Issuer(ca_key, ca).issue(key.public_key(), leaf) + pem(ca), pkcs8_pem(key)

@@ -6,9 +6,10 @@ is loaded through these before it is believed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from core.prpc import HexBytes, Int64, Message, Repeated, Text, UInt32, UInt64
+from core.prpc import Flag, HexBytes, Int64, Message, Repeated, Text, UInt32, UInt64
 
 
 class GuestInfo(Message):
@@ -138,3 +139,118 @@ class GetSealingKeyResponse(Message):
 
     encrypted_key = HexBytes(1)
     provider_quote = HexBytes(2)
+
+
+# Jobs of runs: only between a host and a VM whose measured app-compose asks for the runner (guest/runner.py).
+
+# More variables than a job has from anybody; a variable as large as Linux lets it be.
+MAX_VARIABLES = 4096
+# Of output in one report: with the rest of the line well below what a host reads.
+MAX_OUTPUT = 128 * 1024
+
+
+class Variable(Message):
+    """One environment variable."""
+
+    name = Text(1)
+    value = Text(2)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job that a host wants done.
+
+    `id` names it in all that is said of it.  Without `image` its command is a process of the guest.  `offset` says how
+    much of its output the host has already, after a restart of the host's service.
+    """
+
+    id: str
+    image: str = ""
+    entrypoint: str = ""
+    command: Sequence[str] = ()
+    env: Sequence[Mapping[str, str]] = field(default=(), repr=False)
+    user: str = ""
+    working_dir: str = ""
+    home_dir: str = ""
+    privileged: bool = False
+    authorized_keys: Sequence[str] = ()
+    registry_username: str = ""
+    registry_password: str = field(default="", repr=False)
+    offset: int = 0
+
+
+class JobOrder(Message):
+    """The request of SubmitJob."""
+
+    makes = Order
+    id = Text(1)
+    image = Text(2)
+    entrypoint = Text(3)
+    command = Repeated(4, Text(0))
+    env = Repeated(5, Variable, most=MAX_VARIABLES)
+    user = Text(6)
+    working_dir = Text(7)
+    home_dir = Text(8)
+    privileged = Flag(9)
+    authorized_keys = Repeated(10, Text(0), most=100)
+    registry_username = Text(11)
+    registry_password = Text(12)
+    offset = UInt64(13)
+
+
+@dataclass(frozen=True)
+class StopOrder:
+    """The end of a job: SIGTERM, and SIGKILL after `grace_s` seconds."""
+
+    id: str = ""
+    grace_s: int = 0
+
+
+class JobStop(Message):
+    """The request of StopJob."""
+
+    makes = StopOrder
+    id = Text(1)
+    grace_s = UInt32(2)
+
+
+class JobName(Message):
+    """The request of ReleaseJob."""
+
+    id = Text(1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a runner tells its host: a step of a job, a piece of its output, or that it is there.
+
+    `stage` is one of runs/executor.py, `note` for a line of the runner's own log, `alive`, or "" for output;
+    `inactive_s` says for how long nobody has been connected over SSH.
+    """
+
+    id: str = ""
+    stage: str = ""
+    exit_status: int | None = None
+    message: str = ""
+    offset: int = 0
+    data: bytes = b""
+    inactive_s: int = 0
+
+
+class JobReport(Message):
+    """The request of Job, from the guest."""
+
+    makes = Report
+    id = Text(1)
+    stage = Text(2)
+    exit_status = UInt32(3, optional=True)
+    message = Text(4)
+    offset = UInt64(5)
+    data = HexBytes(6)
+    inactive_s = UInt32(7)
+
+
+class JobReceipt(Message):
+    """The answer to Job: the host wants the output from `offset` on."""
+
+    offset = UInt64(1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import termios
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from core.errors import Unavailable
@@ -91,6 +93,36 @@ def start(
             # Ctrl-C at the terminal is ours to handle: we stop the program in order.
             process_group=0,
         )
+
+
+def start_on_terminal(
+    argv: Sequence[str], terminal: int, *, env: Mapping[str, str], enter: Callable[[], None]
+) -> subprocess.Popen[bytes]:
+    """Starts a program as the leader of a session of its own, with the terminal of the descriptor as its input,
+    output and controlling terminal.
+
+    `enter` runs in the new process before the program, with our rights: it changes root, folder and user, calls the
+    system and nothing else.  Raises CommandFailed when there is no such program or `enter` fails.
+    """
+
+    def become() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        enter()
+
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=dict(env),
+            # No lock that another of our threads may hold is asked for in it.
+            preexec_fn=become,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise CommandFailed(argv, 127, f"cannot be started: {why}") from None
 
 
 def stop(process: subprocess.Popen[bytes], *, patience_s: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import marshmallow as ma
 
-from core.errors import Invalid, NotFound
+from core.errors import Invalid, NotFound, TooLarge
 
 UINT32_MAX = 2**32 - 1
 UINT64_MAX = 2**64 - 1
@@ -223,6 +223,16 @@ def _flatten(messages: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[st
             yield from _flatten(value, name)
         else:
             yield name, [str(reason) for reason in value]
+
+
+def whole(body: bytes, length: int | None, limit: int) -> bytes:
+    """A request's body unless it may have been cut; TooLarge then.
+
+    Of a body that came in chunks (`length` is None) Werkzeug gives as much as the limit leaves, without a word.
+    """
+    if length is None and len(body) >= limit:
+        raise TooLarge(f"the request body has more than {limit - 1} bytes")
+    return body
 
 
 def read_json(body: bytes) -> object:

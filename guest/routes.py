@@ -5,11 +5,14 @@ Wire rules: guest-agent.md section 2.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import secrets
+import socket
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Flask, Response, request
@@ -25,6 +28,9 @@ from guest.service import Agent
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 10 * 1024 * 1024
+# So much of a refused upload is taken in and thrown away.
+DRAIN = 2 * MAX_BODY
+_PIECE = 64 * 1024
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -62,7 +68,9 @@ def verb(
 def new_app(name: str) -> Flask:
     """A Flask application that answers every error as `{"error": text}` and refuses large bodies."""
     app = Flask(name, root_path=__file__.rpartition("/")[0], static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    # Flask's own answers to OPTIONS and to doubled slashes are HTML.
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.url_map.merge_slashes = False
     app.register_error_handler(CasemateError, _refusal)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _fault)
@@ -92,7 +100,7 @@ def _query(schema: type[Message]) -> dict[str, Any]:
 
 def _body() -> bytes:
     try:
-        return request.get_data(cache=False)
+        return prpc.whole(request.get_data(cache=False), request.content_length, MAX_BODY)
     except (OSError, ParseException) as error:
         # Broken chunks (an error of either kind, by gunicorn's release) or a client that stopped midway.
         raise Invalid(f"the request body cannot be read: {error}") from None
@@ -109,7 +117,19 @@ def _refusal(error: CasemateError) -> Response:
 
 def _http_error(error: HTTPException) -> Response:
     text = f"no such path: {request.path}" if error.code == 404 else error.description or error.name
-    return answer_json({"error": text}, error.code or 500)
+    answer = answer_json({"error": text}, error.code or 500)
+    if error.code == 413 and "gunicorn.socket" in request.environ:
+        answer.call_on_close(functools.partial(_drain, request.environ))
+    return answer
+
+
+def _drain(environ: Mapping[str, Any]) -> None:
+    # A sender whose connection closes under its hands sees that, and not the refusal that came before.
+    with contextlib.suppress(OSError, ParseException):
+        environ["gunicorn.socket"].shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN // _PIECE):
+            if not environ["wsgi.input"].read(_PIECE):
+                return
 
 
 def _fault(error: Exception) -> Response:

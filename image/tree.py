@@ -23,6 +23,8 @@ OVERLAY = Path(__file__).parent / "rootfs"
 DIST_PACKAGES = "usr/lib/python3/dist-packages"
 
 _DOC = "usr/share/doc"
+# Whose rights the SSH server has before it knows who is calling (openssh-server's postinst makes it).
+_SSHD = "sshd:*:100:65534:sshd:/run/sshd:/usr/sbin/nologin\n"
 _PROGRAMS = ("usr/bin", "usr/sbin")
 
 
@@ -106,7 +108,7 @@ def _keep_only_copyrights(folder: Path) -> None:
 def _accounts(root: Path) -> None:
     """The accounts of Debian's base-passwd; no password opens any of them."""
     masters = root / "usr/share/base-passwd"
-    passwd = (masters / "passwd.master").read_text()
+    passwd = (masters / "passwd.master").read_text() + _SSHD
     put(root / "etc/passwd", passwd.replace(":*:", ":x:"))
     put(root / "etc/group", (masters / "group.master").read_text().replace(":*:", ":x:"))
     names = [line.split(":")[0] for line in passwd.splitlines()]

@@ -13,23 +13,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote as quoted
 
-import requests
-import requests_unixsocket
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest import envelope, eventlog, ratls
 from attest.evidence import Attestation, TdxEvidence
 from attest.verified import Trust
-from core import certs, files
-from core.errors import Invalid, Upstream
+from core import certs, files, http
+from core.errors import CasemateError, Invalid, Upstream
 from kms.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 CALL_S = 10.0
+# Hex of an attestation, which has at most 10 MiB.
+MAX_ANSWER = 21 * 1024 * 1024
 SEED = "seed"
 ROOT_CA = "tee-root-ca.pem"
 COLLATERAL = "tee-collateral.json"
@@ -58,12 +57,12 @@ class Agent:
 
     def attestation(self, report_data: bytes) -> Attestation:
         """The agent's Attest; Upstream when it does not give any."""
-        url = f"http+unix://{quoted(str(self.socket), safe='')}/Attest"
+        asked = json.dumps({"report_data": report_data.hex()}).encode()
+        agent = http.Peer("http://agent/Attest", "the guest agent", unix=self.socket)
         try:
-            with requests_unixsocket.Session() as session:
-                answer = session.post(url, json={"report_data": report_data.hex()}, timeout=CALL_S)
-            raw = bytes.fromhex(answer.json()["attestation"])
-        except (requests.RequestException, ValueError, KeyError, TypeError):
+            answer = agent.ask("POST", asked, within_s=CALL_S, limit=MAX_ANSWER)
+            raw = bytes.fromhex(json.loads(answer.body)["attestation"])
+        except (CasemateError, ValueError, RecursionError, KeyError, TypeError):
             raise Upstream(f"the guest agent at {self.socket} gives no attestation") from None
         return envelope.decode(raw)
 

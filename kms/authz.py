@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 
-import requests
-
 from attest.boot_info import BootInfo
-from core.errors import CasemateError, Upstream, UpstreamTimeout
+from core import http
+from core.errors import CasemateError, Upstream
 from kms.chain import Contract
 from kms.decision import Authorizer, Decision, Policy
 from kms.policy import PolicyFile
@@ -22,9 +20,7 @@ from kms.settings import AuthSettings
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S = 5.0
 CALL_S = 10.0
-MAX_ANSWER = 1024 * 1024
 
 
 class Dev:
@@ -53,7 +49,7 @@ class Webhook:
 
     def __init__(self, url: str, version: str) -> None:
         self._url = url.rstrip("/")
-        self._headers = {"User-Agent": f"dstack-kms/{version}"}
+        self._headers = {"User-Agent": f"dstack-kms/{version}", "Content-Type": "application/json"}
 
     def app(self, boot: BootInfo) -> Decision:
         """The service's word on an app."""
@@ -86,35 +82,15 @@ class Webhook:
         return Decision(True, gateway_app_id=_text(said, "gatewayAppId"))
 
     def _ask(self, method: str, path: str, body: object = None) -> Mapping[str, object]:
-        try:
-            with requests.request(
-                method,
-                f"{self._url}/{path}",
-                json=body,
-                headers=self._headers,
-                timeout=(CONNECT_S, CALL_S),
-                allow_redirects=False,
-                stream=True,
-            ) as answer:
-                content = _read(answer)
-        except requests.Timeout:
-            raise UpstreamTimeout("the authorisation service does not answer in time") from None
-        except requests.RequestException:
-            raise Upstream("the authorisation service cannot be reached") from None
-        if not 200 <= answer.status_code < 300:
-            raise Upstream(f"the authorisation service answered {answer.status_code}")
-        return _object(content)
-
-
-def _read(answer: requests.Response) -> bytes:
-    deadline, content = time.monotonic() + CALL_S, b""
-    for chunk in answer.iter_content(16 * 1024):
-        content += chunk
-        if len(content) > MAX_ANSWER:
-            raise Upstream("the answer of the authorisation service is too large")
-        if time.monotonic() > deadline:
-            raise UpstreamTimeout("the authorisation service does not answer in time")
-    return content
+        said = http.Peer(f"{self._url}/{path}", "the authorisation service").ask(
+            method,
+            None if body is None else json.dumps(body).encode(),
+            within_s=CALL_S,
+            headers=self._headers,
+        )
+        if not 200 <= said.status < 300:
+            raise Upstream(f"the authorisation service answered {said.status}")
+        return _object(said.body)
 
 
 def _object(content: bytes) -> Mapping[str, object]:

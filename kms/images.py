@@ -1,11 +1,10 @@
-"""The guest images that a KMS has itself, by which it knows what an os image hash stands for.
+"""The guest images that a KMS has itself or fetches, by which it knows what an os image hash stands for.
 
 Source: kms.md section 8 (`[core.image]`).
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -14,21 +13,29 @@ from pathlib import Path
 from attest.os_image import KnownImage
 from core.errors import Invalid
 from image import known
+from kms.download import Downloads
 from kms.settings import NONE, ImageSettings
-
-logger = logging.getLogger(__name__)
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 ALL = "all"
 
 
 def finder(settings: ImageSettings) -> Callable[[bytes], KnownImage | None]:
-    """Answers an os image hash (32 bytes) with the image that has it, None when it is not there."""
-    if settings.download_url:
-        logger.warning("core.image.download_url is not used: images are not downloaded")
-    if settings.local_dir == NONE:
-        return lambda os_image_hash: None
-    return known.finder(settings.local_dir)
+    """Answers an os image hash (32 bytes) with the image that has it, None when it is nowhere.
+
+    It is looked for in the configured folder, then among what was fetched, then at the configured address.
+    """
+    fetched = Downloads(settings)
+    cached = known.finder(fetched.folder)
+    local = known.finder(settings.local_dir) if settings.local_dir != NONE else cached
+
+    def find(os_image_hash: bytes) -> KnownImage | None:
+        found = local(os_image_hash) or cached(os_image_hash)
+        if found is None and fetched.fetch(os_image_hash.hex()):
+            return cached(os_image_hash)
+        return found
+
+    return find
 
 
 def clear(cache: Path, image_hash: str, config_hash: str) -> None:

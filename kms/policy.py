@@ -1,74 +1,23 @@
-"""Authorisation by a file: a JSON document that is read anew for every decision, and changing it.
+"""Authorisation by a file: a JSON document that is read anew for every decision.
 
 Source: kms.md section 5 (dstack's auth-simple, with an empty device list that allows no device).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from attest.boot_info import BootInfo
-from core import files
 from core.errors import Invalid
+from core.policy_file import Document, entries, find_app, normal, read, texts
 from kms.decision import Decision, Policy
 
 logger = logging.getLogger(__name__)
 
-MAX_FILE = 16 * 1024 * 1024
 _UP_TO_DATE = ["UpToDate"]
-_LISTS = ("osImages", "allowedTcbStatuses", "allowedAdvisoryIds")
-
-Document = dict[str, Any]
-
-
-def normal(hash_text: str) -> str:
-    """A hash or id as it is compared: lower case, without 0x."""
-    return hash_text.lower().removeprefix("0x")
-
-
-def read(path: Path) -> Document:
-    """The document; an absent file is an empty one, which allows nothing.  Invalid when it is broken."""
-    try:
-        given = json.loads(files.read_capped(path, MAX_FILE))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        raise Invalid(f"{path.name} is not valid JSON") from None
-    return _checked(given, path.name)
-
-
-def _checked(given: object, name: str) -> Document:
-    if not isinstance(given, dict):
-        raise Invalid(f"{name} must be a JSON object")
-    for key in _LISTS:
-        _texts(given, key)
-    kms = _object(given, "kms")
-    _texts(kms, "mrAggregated")
-    _texts(kms, "devices")
-    for app in _object(given, "apps").values():
-        if not isinstance(app, dict):
-            raise Invalid.field("apps", "must map app ids to objects")
-        _texts(app, "composeHashes")
-        _texts(app, "devices")
-    return given
-
-
-def _texts(given: Mapping[str, Any], key: str, absent: list[str] | None = None) -> list[str]:
-    value = given.get(key, absent or [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise Invalid.field(key, "must be a list of strings")
-    return value
-
-
-def _object(given: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = given.get(key, {})
-    if not isinstance(value, dict):
-        raise Invalid.field(key, "must be an object")
-    return value
 
 
 class PolicyFile:
@@ -108,25 +57,25 @@ class PolicyFile:
         return Decision(not reason, reason, str(document.get("gatewayAppId", "")))
 
 
-def _has(texts: list[str], value: bytes) -> bool:
-    return value.hex() in {normal(text) for text in texts}
+def _has(listed: list[str], value: bytes) -> bool:
+    return value.hex() in {normal(text) for text in listed}
 
 
 def _platform(document: Document, boot: BootInfo) -> str:
     """Why the platform is not good enough; empty when it is."""
-    statuses = _texts(document, "allowedTcbStatuses", _UP_TO_DATE)
+    statuses = texts(document, "allowedTcbStatuses", _UP_TO_DATE)
     if boot.tcb_status not in statuses:
         return "TCB status is not allowed"
-    if not set(boot.advisory_ids) <= set(_texts(document, "allowedAdvisoryIds")):
+    if not set(boot.advisory_ids) <= set(texts(document, "allowedAdvisoryIds")):
         return "advisory ID is not allowed"
-    if not _has(_texts(document, "osImages"), boot.os_image_hash):
+    if not _has(texts(document, "osImages"), boot.os_image_hash):
         return "OS image is not allowed"
     return ""
 
 
 def _kms(document: Document, boot: BootInfo) -> str:
-    kms = _object(document, "kms")
-    if not _has(_texts(kms, "mrAggregated"), boot.mr_aggregated):
+    kms = entries(document, "kms")
+    if not _has(texts(kms, "mrAggregated"), boot.mr_aggregated):
         return "aggregated MR not allowed"
     if not _on_device(kms, boot):
         return "KMS is not allowed to boot on this device"
@@ -137,7 +86,7 @@ def _app(document: Document, boot: BootInfo) -> str:
     app = find_app(document, boot.app_id.hex())
     if app is None:
         return "app not registered"
-    if not _has(_texts(app, "composeHashes"), boot.compose_hash):
+    if not _has(texts(app, "composeHashes"), boot.compose_hash):
         return "compose hash not allowed"
     if not _on_device(app, boot):
         return "app is not allowed to boot on this device"
@@ -145,37 +94,4 @@ def _app(document: Document, boot: BootInfo) -> str:
 
 
 def _on_device(entry: Mapping[str, Any], boot: BootInfo) -> bool:
-    return entry.get("allowAnyDevice") is True or _has(_texts(entry, "devices"), boot.device_id)
-
-
-def find_app(document: Document, app_id: str) -> dict[str, Any] | None:
-    """The entry of an app, however its id is written; None when it has none."""
-    for name, entry in _object(document, "apps").items():
-        if normal(name) == normal(app_id):
-            found: dict[str, Any] = entry
-            return found
-    return None
-
-
-def change(path: Path, edit: Callable[[Document], None]) -> Document:
-    """Changes the file as one step, kept out of the way of other changes; returns what it holds then."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with files.locked(path.with_name(f".{path.name}.lock")):
-        document = read(path)
-        edit(document)
-        files.write_atomic(path, json.dumps(_checked(document, path.name), indent=2) + "\n")
-    return document
-
-
-def add(texts: list[str], value: str) -> None:
-    """Puts a hash into a list of the document once."""
-    if normal(value) not in map(normal, texts):
-        texts.append(normal(value))
-
-
-def drop(texts: list[str], value: str) -> bool:
-    """Takes a hash out of a list of the document; whether it was there."""
-    kept = [text for text in texts if normal(text) != normal(value)]
-    found = len(kept) < len(texts)
-    texts[:] = kept
-    return found
+    return entry.get("allowAnyDevice") is True or _has(texts(entry, "devices"), boot.device_id)

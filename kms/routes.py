@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 10 * 1024 * 1024
 # kms.md section 2: what the counters of /metrics count.
 COUNTED = ("GetAppKey", "GetKmsKey", "SignCert")
+# Those of them that judge the evidence of the client certificate themselves.
+_JUDGING = ("GetAppKey", "GetKmsKey")
 _PROTOBUF = ("application/octet-stream", "application/x-protobuf", "application/protobuf")
 
 
@@ -45,7 +47,7 @@ def create_app(kms: KmsService, version: str) -> Flask:
         found = service.find(method)
         # Evidence is verified on every request, whatever is asked (kms.md section 2).
         g.caller = kms.caller(_client_certificate())
-        if found.name not in COUNTED:
+        if found.name not in _JUDGING:
             kms.check(g.caller)
         return respond(found)
 
@@ -114,7 +116,9 @@ def _metrics(kms: KmsService) -> Response:
 def new_app(name: str, version: str) -> Flask:
     """A Flask application that answers every error as `{"error": text}` and refuses large bodies."""
     app = Flask(name, root_path=__file__.rpartition("/")[0], static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    # Flask's own answers to OPTIONS and to doubled slashes are HTML.
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.url_map.merge_slashes = False
     app.register_error_handler(Exception, _refuse)
 
     def sign(response: Response) -> Response:
@@ -158,7 +162,7 @@ def _query(schema: type[Message]) -> dict[str, Any]:
 
 def _body() -> bytes:
     try:
-        return request.get_data()
+        return prpc.whole(request.get_data(cache=False), request.content_length, MAX_BODY)
     except (OSError, ParseException) as error:
         raise Invalid(f"the request body cannot be read: {error}") from None
 

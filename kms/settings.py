@@ -15,6 +15,7 @@ from core import config
 from core.errors import Invalid
 
 NONE = Path()
+IMAGE_HASH = "{OS_IMAGE_HASH}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ImageSettings:
     verify: bool = True
     local_dir: Path = NONE  # a folder of images, such as the host's own
     cache_dir: Path = NONE  # default: DATA_DIR/images
-    download_url: str = ""  # {OS_IMAGE_HASH} stands for the hash
+    download_url: str = ""  # of an archive; {OS_IMAGE_HASH} stands for the hash
     download_timeout: str = "2m"
 
 
@@ -221,7 +222,7 @@ def check(settings: Settings) -> Settings:
         ("core.attestation.pccs_url", core.attestation.pccs_url),
         ("core.attestation.kds_url", core.attestation.kds_url),
     ):
-        if url and not _is_url(url):
+        if url and not config.is_web_address(url):
             raise Invalid.field(key, "must be http:// or https:// with a host")
     if core.admin.enabled and not core.admin.token and core.admin.htpasswd_file == NONE:
         raise Invalid.field(
@@ -230,27 +231,23 @@ def check(settings: Settings) -> Settings:
         )
     if core.onboard.auto_bootstrap_domain:
         check_domain(core.onboard.auto_bootstrap_domain, "core.onboard.auto_bootstrap_domain")
-    download_timeout_s(core.image)
+    _check_download(core.image)
     return settings
 
 
 def _check_auth(auth: AuthSettings) -> None:
     if auth.type not in ("webhook", "dev", "file", "ethereum"):
         raise Invalid.field("core.auth_api.type", "must be webhook, file, ethereum or dev")
-    if auth.type == "webhook" and not _is_url(auth.webhook.url):
+    if auth.type == "webhook" and not config.is_web_address(auth.webhook.url):
         raise Invalid.field("core.auth_api.webhook.url", "must be http:// or https:// with a host")
     if auth.type != "ethereum":
         return
-    if not _is_url(auth.ethereum.rpc_url):
+    if not config.is_web_address(auth.ethereum.rpc_url):
         raise Invalid.field(
             "core.auth_api.ethereum.rpc_url", "must be http:// or https:// with a host"
         )
     if not re.fullmatch(r"0x[0-9a-fA-F]{40}", auth.ethereum.contract):
         raise Invalid.field("core.auth_api.ethereum.contract", "must be 0x and 40 hex digits")
-
-
-def _is_url(text: str) -> bool:
-    return re.fullmatch(r"https?://[^/\s]+(/\S*)?", text) is not None
 
 
 def _check_trust(trust: AttestationSettings) -> None:
@@ -272,6 +269,15 @@ def check_domain(domain: str, name: str = "domain") -> str:
             "between, 253 characters at most",
         )
     return domain
+
+
+def _check_download(image: ImageSettings) -> None:
+    download_timeout_s(image)
+    url = image.download_url
+    if url and (IMAGE_HASH not in url or not config.is_web_address(url.replace(IMAGE_HASH, "0"))):
+        raise Invalid.field(
+            "core.image.download_url", f"must be http:// or https:// and hold {IMAGE_HASH}"
+        )
 
 
 def download_timeout_s(image: ImageSettings) -> int:

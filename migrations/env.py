@@ -3,7 +3,10 @@
 from alembic import context
 from sqlalchemy import create_engine, event
 
+import models.app
+import models.job
 import models.port
+import models.secretvm
 import models.usage
 import models.vm  # noqa: F401 - its tables join the metadata
 from core import faults

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, LargeBinary, String, Text, UniqueConstraint
+import secrets
+
+from sqlalchemy import ForeignKey, LargeBinary, String, Text, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base
@@ -35,6 +37,10 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(60), unique=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     created_ms: Mapped[int]
+    # What the ids of its apps are drawn from (vmm/app_ids.py).
+    address: Mapped[bytes] = mapped_column(LargeBinary(20), default=lambda: secrets.token_bytes(20))
+    next_nonce: Mapped[int] = mapped_column(default=0, server_default="0")
+    is_public: Mapped[bool] = mapped_column(default=False, server_default=false())
 
     owner: Mapped[User] = relationship(lazy="joined", innerjoin=True)
 

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String, Text
+from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String, Text, insert
+from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.orm import Mapped, deferred, mapped_column, relationship
 
 from models.account import MAIN_ID
 from models.base import Base
 from models.port import PortLease
+
+
+class VmNumber(Base):
+    """Where VMs draw their numbers: SQLite never gives one out twice, also after its row is gone."""
+
+    __tablename__ = "vm_numbers"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 (SQLAlchemy's own form)
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+
+
+def _draw_number(context: ExecutionContext) -> int:
+    """The next number, in the transaction that inserts the VM."""
+    drawn = context.connection.execute(insert(VmNumber))
+    return int(drawn.lastrowid)
 
 
 class Vm(Base):
@@ -22,6 +38,12 @@ class Vm(Base):
     name: Mapped[str] = mapped_column(String(64), index=True)
     app_id: Mapped[str] = mapped_column(String(40))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True, default=MAIN_ID)
+    # Who made it; None once that user is gone, and for those that nobody in particular made.
+    user_id: Mapped[str | None] = mapped_column(
+        ForeignKey("users.id", ondelete="SET NULL"), index=True
+    )
+    # Small, its own for life and no other VM's later: some clients know VMs by a number.
+    number: Mapped[int] = mapped_column(index=True, unique=True, default=_draw_number)
     image: Mapped[str] = mapped_column(String(64))
     image_version: Mapped[str] = mapped_column(String(64))
     vcpu: Mapped[int]

@@ -27,7 +27,7 @@ def health() -> Response:
     return _json({"status": "ok", "service": "dstack-verifier"}, 200)
 
 
-def refusal(message: str, status: int) -> Response:
+def refusal(message: str, status: int, _: Exception) -> Response:
     """An error in the form of this surface."""
     return _json({"error": message}, status)
 

@@ -23,16 +23,21 @@ MAX_ROOTS = 64 * 1024
 
 
 class Verifier:
-    """Answers requests by one configuration; `root_ca` is read anew each time, like collateral in a file."""
+    """Answers requests by one configuration; `root_ca` is read anew each time, like collateral in a file.
+
+    `source` gives collateral, `revocations` AMD's lists of revoked keys.
+    """
 
     def __init__(
         self,
         root_ca: Path,
         source: Source,
         image: Callable[[bytes], KnownImage | None] = lambda os_image_hash: None,
+        revocations: Source = collateral.nowhere,
     ) -> None:
         self._root_ca = root_ca
-        self._source = source
+        self.source = source
+        self.revocations = revocations
         self._image = image
 
     @classmethod
@@ -42,18 +47,20 @@ class Verifier:
         if given.collateral != NONE:
             source = collateral.file(given.collateral)
         else:
-            source = collateral.service(given.pccs_url, given.kds_url)
-        return cls(given.root_ca, source, known.finder(config.image.path))
+            folder = config.data_dir / "collateral"
+            source = collateral.service(given.pccs_url, given.kds_url, folder)
+        revocations = collateral.revocations(given.kds_url)
+        return cls(given.root_ca, source, known.finder(config.image.path), revocations)
 
     def verify(self, request: Request, now: int) -> Verified:
         """The outcome at the Unix time `now`.
 
         Raises Malformed when the evidence itself cannot be read, Unavailable when our own root cannot.
         """
-        roots = self._roots()
+        roots = self.roots()
         trust = Trust(
             now=now,
-            collateral=collateral.given(request.collateral) if request.collateral else self._source,
+            collateral=collateral.given(request.collateral) if request.collateral else self.source,
             tdx_root=roots.tdx,
             snp_root=roots.snp,
             image=self._image,
@@ -67,13 +74,16 @@ class Verifier:
             return Verified(tee_variant="", report_data=b"", reason=error.message)
         return verify_evidence(attestation, trust)
 
-    def _roots(self) -> Roots:
+    def roots(self) -> Roots:
+        """The configured roots; Unavailable when their file cannot be read."""
         if self._root_ca == NONE:
             return Roots()
         try:
             return read_roots(read_capped(self._root_ca, MAX_ROOTS))
         except (OSError, VerificationError) as error:
-            raise Unavailable(f"attestation.root_ca {self._root_ca}: {error}") from None
+            # Without its path: whoever may send evidence reads this.
+            why = getattr(error, "strerror", error)
+            raise Unavailable(f"attestation.root_ca cannot be used: {why}") from None
 
 
 def _attestation(request: Request) -> Attestation:

@@ -12,8 +12,10 @@ import os
 import selectors
 import signal
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sqlalchemy import select as select_rows
 
@@ -41,6 +43,16 @@ HEAR_S = 30.0
 COLLATERAL_S = 6 * 3600.0
 
 
+class Duty(Protocol):
+    """Something else that must be done once per host, by threads of its own in this process."""
+
+    def start(self) -> None:
+        """Begins; whatever another process left unfinished is found in the rows."""
+
+    def stop(self) -> None:
+        """Asks it to end; may be killed instead at any time."""
+
+
 @dataclass
 class Watched:
     """What is held open for one living VM."""
@@ -58,6 +70,7 @@ class Background:
     """
 
     vms: Vms
+    duties: Sequence[Duty] = ()
     born_ms: int = field(default_factory=records.now_ms)
     watched: dict[str, Watched] = field(default_factory=dict)
     jobs: dict[str, Future[None]] = field(default_factory=dict)
@@ -83,6 +96,8 @@ class Background:
         usage, measured = Usage(self.vms.database), 0.0
         if recover:
             self._recover()
+        for duty in self.duties:
+            duty.start()
         while not self.stopping and os.getppid() == parent:
             due = time.monotonic() - swept > SWEEP_S
             if due and time.monotonic() - measured > INTERVAL_S:
@@ -102,6 +117,8 @@ class Background:
                 self._hear()
                 heard = time.monotonic()
             self.serve(LOOK_S)
+        for duty in self.duties:
+            duty.stop()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _hear(self) -> None:

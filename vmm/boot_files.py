@@ -65,6 +65,7 @@ def manifest(vm: Vm) -> dict[str, object]:
                 "to": port.vm_port,
             }
             for port in vm.ports
+            if not port.own
         ],
         "created_at_ms": vm.created_ms,
         "hugepages": vm.hugepages,

@@ -26,6 +26,7 @@ def configuration_of(vm: Vm) -> Configuration:
         ports=[
             PortMap(port.protocol, port.host_port, port.vm_port, port.host_address)
             for port in vm.ports
+            if not port.own
         ],
         encrypted_env=vm.encrypted_env,
         app_id=vm.app_id,

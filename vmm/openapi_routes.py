@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, render_template, url_for
+from flask import Blueprint, Response, current_app, jsonify, render_template, url_for
 from werkzeug.wrappers import Response as BaseResponse
 
 from core.errors import NotFound
@@ -34,19 +34,24 @@ def _vmm() -> dict[str, Any]:
     return openapi.document(("/prpc", routes.service), ("/guest", guest_routes.service))
 
 
-# All that the page offers, by name; the first is also /api-docs/openapi.json, and opens first.
-DOCUMENTS: dict[str, Document] = {"vmm": Document("VM manager", functools.cache(_vmm))}
+VMM = Document("VM manager", functools.cache(_vmm))
+
+
+def documents() -> dict[str, Document]:
+    """All that the page offers, by name; the first is also /api-docs/openapi.json, and opens first."""
+    found: dict[str, Document] = current_app.extensions["documents"]
+    return found
 
 
 @blueprint.get("/")
 @blueprint.get("/docs")
 def page() -> Response:
     """The page."""
-    documents = [
+    offered = [
         {"name": each.title, "url": url_for("openapi.document", name=name)}
-        for name, each in DOCUMENTS.items()
+        for name, each in documents().items()
     ]
-    answer = Response(render_template("api_docs.html", documents=documents))
+    answer = Response(render_template("api_docs.html", documents=offered))
     answer.headers["Content-Security-Policy"] = CSP
     answer.headers["Referrer-Policy"] = "no-referrer"
     return answer
@@ -56,6 +61,6 @@ def page() -> Response:
 @blueprint.get("/<name>.json")
 def document(name: str) -> BaseResponse:
     """One document."""
-    if name not in DOCUMENTS:
+    if name not in documents():
         raise NotFound(f"there is no document {name[:64]}: not found")
-    return jsonify(DOCUMENTS[name].make())
+    return jsonify(documents()[name].make())

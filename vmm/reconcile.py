@@ -44,6 +44,7 @@ from vmm import (
     qemu,
     qmp,
     records,
+    revisions,
     rotation,
 )
 from vmm.host import Host
@@ -411,7 +412,9 @@ class Reconciler:
         workdir.remove()
         faults.point("remove.deleted")
         with self.database.writing() as session:
-            session.delete(records.get(session, vm.id))
+            gone = records.get(session, vm.id)
+            revisions.forget(session, gone)
+            session.delete(gone)
         faults.point("remove.forgotten")
         workdir.lock.unlink(missing_ok=True)
 

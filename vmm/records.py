@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from core.config import Config
-from core.errors import Conflict, Invalid, NotFound
+from core.errors import Conflict, Invalid, NotFound, Unavailable
+from models.account import MAIN_ID
 from models.port import DhcpLease, PortLease
 from models.vm import Vm, VmEvent
 from vmm import network
 from vmm.configuration import Checked
 from vmm.lifecycle import Observed, Wished
 from vmm.schemas import Configuration
+
+# Below what Linux gives to outgoing connections, above the ports of clusters' fronts.
+OWN_PORTS = range(21000, 32768)
+# Behind all ports that a request named.
+OWN_POSITION = 1000
 
 
 def now_ms() -> int:
@@ -32,10 +40,20 @@ def get(session: Session, vm_id: str) -> Vm:
     return vm
 
 
-def new_row(vm_id: str, wanted: Configuration, checked: Checked) -> Vm:
+@dataclass(frozen=True)
+class Owner:
+    """Whose a VM is: the project it belongs to, and the user who made it."""
+
+    project_id: str = MAIN_ID
+    user_id: str | None = None
+
+
+def new_row(vm_id: str, wanted: Configuration, checked: Checked, owner: Owner) -> Vm:
     """The row of a VM that does not exist yet."""
     return Vm(
         id=vm_id,
+        project_id=owner.project_id,
+        user_id=owner.user_id,
         name=checked.name,
         app_id=checked.app_id,
         hugepages=wanted.hugepages,
@@ -93,7 +111,9 @@ def check_ports_free(session: Session, vm_id: str, ports: tuple[network.Port, ..
     """Conflict naming one of a VM's wished host ports that another VM holds."""
     numbers = [port.host_port for port in ports]
     others = session.scalars(
-        select(PortLease).where(PortLease.host_port.in_(numbers), PortLease.vm_id != vm_id)
+        select(PortLease).where(
+            PortLease.host_port.in_(numbers), PortLease.vm_id.is_distinct_from(vm_id)
+        )
     )
     network.check_free(ports, [port_of(lease) for lease in others])
 
@@ -101,10 +121,11 @@ def check_ports_free(session: Session, vm_id: str, ports: tuple[network.Port, ..
 def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> None:
     """Gives a VM its host ports; Conflict names one that another VM holds."""
     check_ports_free(session, vm.id, ports)
+    own = [lease for lease in vm.ports if lease.own]
     # Gone from the table before the new ones come: a port that stays would meet its own old lease.
-    vm.ports = []
+    vm.ports = own
     session.flush()
-    vm.ports = [
+    vm.ports = own + [
         PortLease(
             position=index,
             protocol=port.protocol,
@@ -114,6 +135,38 @@ def lease_ports(session: Session, vm: Vm, ports: tuple[network.Port, ...]) -> No
         )
         for index, port in enumerate(ports)
     ]
+
+
+def lease_own_ports(session: Session, vm: Vm, guest_ports: Sequence[int], address: str) -> None:
+    """Leads a free host port of the service's choosing to each TCP port of the guest that has none yet."""
+    has = {lease.vm_port for lease in vm.ports if lease.own}
+    for guest_port in dict.fromkeys(guest_ports):
+        if guest_port not in has:
+            port = _free_port(session, address, guest_port)
+            vm.ports.append(
+                PortLease(
+                    position=OWN_POSITION + guest_port,
+                    protocol=port.protocol,
+                    host_address=port.host_address,
+                    host_port=port.host_port,
+                    vm_port=port.vm_port,
+                    own=True,
+                )
+            )
+            session.flush()
+
+
+def _free_port(session: Session, address: str, guest_port: int) -> network.Port:
+    taken = set(session.scalars(select(PortLease.host_port)))
+    free = [number for number in OWN_PORTS if number not in taken]
+    for number in random.sample(free, len(free)):
+        port = network.Port("tcp", address, number, guest_port)
+        try:
+            network.check_bindable([port])
+        except Conflict:
+            continue
+        return port
+    raise Unavailable(f"no host port of {OWN_PORTS.start} to {OWN_PORTS.stop - 1} is free")
 
 
 def assign_cid(session: Session, vm: Vm, config: Config) -> None:

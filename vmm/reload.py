@@ -18,7 +18,7 @@ from core.errors import CasemateError, Invalid, NotFound
 from core.prpc import Flag, Message, Nested, Repeated, Text, UInt32, UInt64
 from models.account import MAIN_ID
 from models.vm import Vm
-from vmm import boot_files, configuration, disk, process, processes, records
+from vmm import boot_files, configuration, disk, process, processes, records, revisions
 from vmm.change import configuration_of
 from vmm.lifecycle import Observed, Wished, is_at_rest
 from vmm.reconcile import Reconciler
@@ -147,6 +147,7 @@ class Reload:
                     vm.hugepages, vm.pin_numa = wanted.hugepages, wanted.pin_numa
                     records.assign(vm, wanted, checked)
                     records.lease_ports(session, vm, checked.ports)
+                    revisions.note(session, vm, revisions.Cause())
             boot_files.record(workdir, vm)
 
     def _load(self, folder: Path) -> None:
@@ -160,8 +161,7 @@ class Reload:
                 raise NotFound(f"VM {folder.name} was made meanwhile")
             wanted = _read(workdir, None)
             checked = configuration.check(wanted, config, host_tee=host.tee, root=host.root)
-            vm = records.new_row(folder.name, wanted, checked)
-            vm.project_id = MAIN_ID
+            vm = records.new_row(folder.name, wanted, checked, records.Owner())
             manifest = _manifest(workdir)
             vm.created_ms = manifest["created_at_ms"] or vm.created_ms
             vm.instance_id = _instance_id(workdir)
@@ -169,6 +169,7 @@ class Reload:
                 session.add(vm)
                 records.lease_ports(session, vm, checked.ports)
                 records.assign_cid(session, vm, config)
+                revisions.note(session, vm, revisions.Cause())
             for path in (folder, workdir.shared):
                 path.chmod(0o700)
             boot_files.record(workdir, vm)

@@ -8,6 +8,9 @@ from flask import Blueprint, Response, current_app, g
 
 from accounts.roles import Caller
 from core.prpc import Empty, Service
+from models.account import MAIN_ID
+from vmm.records import Owner
+from vmm.revisions import Cause
 from vmm.rpc import respond
 from vmm.schemas import (
     AppId,
@@ -59,7 +62,13 @@ def call(method: str) -> Response:
 @service.method("CreateVm", VmConfiguration, Id)
 def create_vm(wanted: Configuration) -> dict[str, str]:
     """Makes a VM and starts it unless `stopped`."""
-    return {"id": vms().create(wanted, caller().project_id)}
+    return {"id": vms().create(wanted, _owner())}
+
+
+def _owner() -> Owner:
+    """What is made through this surface goes to the project of the caller's credential, else to main."""
+    made_by = caller()
+    return Owner(made_by.project_id or MAIN_ID, made_by.user_id)
 
 
 @service.method("StartVm", Id)
@@ -84,7 +93,7 @@ def shutdown_vm(given: dict[str, str]) -> None:
 @service.method("UpgradeApp", UpdateVmRequest, Id)
 def update_vm(change: Change) -> dict[str, str]:
     """Changes a VM; the answer is the app id of a new compose text."""
-    return {"id": vms().update(change)}
+    return {"id": vms().update(change, cause=Cause(caller().user_id))}
 
 
 @service.method("ResizeVm", ResizeVmRequest)

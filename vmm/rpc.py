@@ -37,7 +37,7 @@ def respond(service: Service, path: str) -> Response:
     return Response(body, mimetype="application/json")
 
 
-def refusal(message: str, status: int) -> Response:
+def refusal(message: str, status: int, _: Exception) -> Response:
     """An error in the form that the current request speaks."""
     if is_protobuf():
         body = protobuf.encode(Refusal, {"message": message})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ from core import faults, http, logs, prpc
 from core.config import Config
 from core.errors import Conflict, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
 from image import registry
-from models.account import MAIN_ID
+from models.account import Project
 from models.base import Database
 from models.vm import Vm
 from vmm import (
+    app_ids,
     boot_files,
     channel,
     companion,
@@ -35,6 +36,8 @@ from vmm import (
     processes,
     qmp,
     records,
+    registration,
+    revisions,
 )
 from vmm.change import RESOURCES, changed
 from vmm.configuration import check, check_compose, check_name
@@ -43,6 +46,7 @@ from vmm.host import Host
 from vmm.lifecycle import Observed, Wished, status
 from vmm.reconcile import Reconciler
 from vmm.reload import Reload
+from vmm.revisions import Cause
 from vmm.rotation import segment
 from vmm.schemas import Change, Configuration, PublicKeyResponse, StatusQuery
 
@@ -53,6 +57,8 @@ STOP_PATIENCE_S = 6.0
 KMS_S = 10.0
 LOG_CHANNELS = ("serial", "stdout", "stderr")
 HEARTBEAT = "[vmm heartbeat]\n"
+NOBODY = records.Owner()
+UNTOLD = Cause()
 
 
 @dataclass(frozen=True)
@@ -70,22 +76,31 @@ class Vms:
 
     # Verbs ---------------------------------------------------------------------------------------
 
-    def create(self, wanted: Configuration, project_id: str | None = None) -> str:
+    def create(
+        self,
+        wanted: Configuration,
+        owner: records.Owner = NOBODY,
+        publish: Sequence[int] = (),
+        cause: Cause | None = None,
+    ) -> str:
         """Makes a VM, starts it unless `stopped`, and returns its id; on failure nothing remains.
 
-        It belongs to project main where none is named.
+        It belongs to project main where no owner is named.  To each TCP port of the guest in `publish` a free host
+        port is led.
         """
         checked = check(wanted, self.config, host_tee=self.host.tee, root=self.host.root)
         faults.point("create.checked")
-        vm = records.new_row(str(uuid.uuid4()), wanted, checked)
-        vm.project_id = project_id or MAIN_ID
+        registration.register(self.config.kms, checked.app_id, wanted.compose_file)
+        vm = records.new_row(str(uuid.uuid4()), wanted, checked, owner)
         with self.database.writing() as session:
             session.add(vm)
             records.lease_ports(session, vm, checked.ports)
+            records.lease_own_ports(session, vm, publish, self.config.cvm.port_mapping.address)
             records.assign_cid(session, vm, self.config)
             if checked.warning:
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.warning", checked.warning, keep)
+            revisions.note(session, vm, cause or Cause(owner.user_id))
             faults.point("create.leased")
             if not wanted.stopped:
                 records.check_capacity(session, vm, self.config)
@@ -102,6 +117,24 @@ class Vms:
             raise
         faults.point("create.unanswered")
         return vm.id
+
+    def draw_app_id(self, project_id: str) -> str:
+        """An app id that no other app of any project has, 40 hex digits; NotFound without the project."""
+        with self.database.writing() as session:
+            project = session.get(Project, project_id)
+            if project is None:
+                raise NotFound("there is no such project")
+            project.next_nonce += 1
+            return app_ids.drawn(project.address, project.next_nonce - 1)
+
+    def next_app_ids(self, project_id: str, count: int) -> list[tuple[int, str]]:
+        """The nonces and app ids that a project draws next; NotFound without the project."""
+        with self.database.reading() as session:
+            project = session.get(Project, project_id)
+            if project is None:
+                raise NotFound("there is no such project")
+            nonces = range(project.next_nonce, project.next_nonce + count)
+            return [(nonce, app_ids.drawn(project.address, nonce)) for nonce in nonces]
 
     def start(self, vm_id: str) -> None:
         """Starts a VM; a running one stays as it is."""
@@ -136,10 +169,16 @@ class Vms:
         faults.point("shutdown.asked")
         self._wish(vm_id, Wished.SHUTDOWN, only_from=Wished.RUNNING)
 
-    def update(self, change: Change) -> str:
+    def update(
+        self,
+        change: Change,
+        publish: Sequence[int] | None = None,
+        cause: Cause = UNTOLD,
+    ) -> str:
         """Changes a VM, all or nothing; the app id of the new compose text, or "" when none was given.
 
-        What is changed while the VM runs takes effect at its next start.
+        What is changed while the VM runs takes effect at its next start.  With `publish` only these TCP ports of the
+        guest keep, or get, a host port of the service's choosing.
         """
         with self.reconciler.locked(change.id) as workdir:
             with self.database.reading() as session:
@@ -149,6 +188,8 @@ class Vms:
             checked = check(wanted, self.config, host_tee=self.host.tee, root=self.host.root)
             with self.database.reading() as session:
                 records.check_ports_free(session, vm.id, checked.ports)
+            if change.compose_file:
+                registration.register(self.config.kms, checked.app_id, wanted.compose_file)
             if wanted.disk_size > vm.disk_gb:
                 # Before the commit: a disk that is larger than its record harms nobody.
                 disk.grow_data_disk(workdir.data_disk, wanted.disk_size)
@@ -158,6 +199,13 @@ class Vms:
                 records.refuse_removed(vm)
                 records.assign(vm, wanted, checked)
                 records.lease_ports(session, vm, checked.ports)
+                if publish is not None:
+                    vm.ports = [
+                        each for each in vm.ports if not each.own or each.vm_port in publish
+                    ]
+                    address = self.config.cvm.port_mapping.address
+                    records.lease_own_ports(session, vm, publish, address)
+                revisions.note(session, vm, cause)
                 faults.point("update.assigned")
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.update", ", ".join(_names(change)), keep)

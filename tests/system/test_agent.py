@@ -457,6 +457,16 @@ def test_unknown_paths_and_large_bodies_are_refused_in_json(simulator: Simulator
     assert b" 413 " in said and b'{"error":' in said
 
 
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_sender_of_a_large_body_gets_to_read_the_refusal(simulator: Simulator, tcp: bool) -> None:
+    size = 11 * 1024 * 1024
+    head = f"POST /prpc/Info HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+
+    answer = simulator.raw(head.encode() + b" " * size, tcp=tcp)
+
+    assert is_json_error(answer, 413)
+
+
 def test_slow_callers_from_the_network_do_not_stop_the_app(simulator: Simulator) -> None:
     stalled = []
     try:

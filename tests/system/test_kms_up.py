@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.kms_up import KeptKms, _answers, allows_all, write_config
+from cli.kms_up import KeptKms, _answers, allow_image, allows_all, write_config
+from core import policy_file
 from core.errors import Unavailable
 from kms import settings
+from tests.common import rows
 from tests.common.waiting import free_port, until
 from vmm import simulation
 
@@ -74,3 +76,17 @@ def test_a_host_with_a_tee_asks_its_operator(tmp_path: Path, data_dir: Path, por
     assert (given.auth_api.type, given.simulate, given.attest_rpc_cert) == ("file", False, False)
     assert given.attestation.root_ca == settings.RootCas()
     assert not allows_all(tmp_path / "elsewhere")
+
+
+def test_its_policy_file_begins_with_the_image_built_there(data_dir: Path, port: int) -> None:
+    image = rows.image(data_dir / "images")
+    allow_image(data_dir, image.name)  # a KMS that allows everything has none
+    write_config(data_dir, port, simulated=False)
+
+    allow_image(data_dir, image.name)
+
+    path = data_dir / "kms/policy.json"
+    assert policy_file.read(path) == {"osImages": [image.digest]}
+    policy_file.change(path, lambda document: document["osImages"].clear())
+    allow_image(data_dir, image.name)
+    assert policy_file.read(path) == {"osImages": []}

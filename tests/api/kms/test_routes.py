@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_bad_evidence_is_refused_even_where_none_is_needed(
     broken = replace(guest, events=guest.events[2:])
     peer = shown(broken.certificate(kms))
 
-    for method in ("GetMeta", "GetTempCaCert", "GetAppKey"):
+    for method in ("GetMeta", "GetTempCaCert", "GetAppKey", "SignCert"):
         said = client.post(f"/prpc/{method}", json={}, **peer)
         assert said.status_code == 400
         assert said.get_json()["error"].startswith("invalid quote: ")
@@ -125,10 +126,36 @@ def test_a_refusal_is_a_json_error(
     assert text in said.get_json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("OPTIONS", "/prpc/GetMeta", 405), ("PUT", "/health", 405), ("GET", "/prpc//GetMeta", 404)],
+)
+def test_no_answer_is_html(client: FlaskClient, method: str, path: str, status: int) -> None:
+    answer = client.open(path, method=method)
+
+    assert answer.status_code == status
+    assert list(answer.get_json()) == ["error"]
+
+
 def test_a_body_too_large_is_refused(client: FlaskClient) -> None:
     said = client.post("/prpc/GetMeta", data=b"x" * (routes.MAX_BODY + 1))
 
     assert (said.status_code, list(said.get_json())) == (413, ["error"])
+
+
+@pytest.mark.parametrize("headers", [{}, OCTETS])
+def test_a_body_in_chunks_is_read_whole_or_refused(
+    client: FlaskClient, headers: dict[str, str]
+) -> None:
+    def post(body: bytes) -> int:
+        environ = {"wsgi.input_terminated": True, "wsgi.input": io.BytesIO(body)}
+        chunked = {"Transfer-Encoding": "chunked", **headers}
+        said = client.post("/prpc/GetMeta", headers=chunked, environ_overrides=environ)
+        return said.status_code
+
+    assert post(b"{}" if not headers else b"") == 200
+    # What is beyond the limit is no part of the message: without it the rest would be one.
+    assert post(b"{}".ljust(routes.MAX_BODY) + b"}") == 413
 
 
 def test_a_caller_that_leaves_in_the_middle_is_refused(client: FlaskClient) -> None:

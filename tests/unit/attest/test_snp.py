@@ -254,7 +254,7 @@ def test_an_extension_that_is_there_twice_is_refused(monkeypatch: pytest.MonkeyP
             raise x509.DuplicateExtension("twice", x509.ObjectIdentifier("1.2.3"))
 
     with pytest.raises(Malformed, match="extensions cannot be read"):
-        snp._check_processor(snp.parse(report()), Twice())  # type: ignore[arg-type]
+        snp.check_processor(snp.parse(report()), Twice())  # type: ignore[arg-type]
 
 
 def test_a_name_that_cannot_be_read_is_refused() -> None:

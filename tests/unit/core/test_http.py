@@ -1,4 +1,4 @@
-"""Outbound calls: time that is over is over, whatever the peer does."""
+"""Outbound calls: time that is over is over, and a key in an address is told to nobody."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from core.config import is_web_address
-from core.errors import Invalid, Upstream, UpstreamTimeout
-from core.http import ANSWER_LIMIT, post_json
+from core.errors import CasemateError, Invalid, Upstream, UpstreamTimeout
+from core.http import ANSWER_LIMIT, Answer, Peer, post_json
 
 Play = Callable[[Callable[[socket.socket], None]], int]
 
@@ -118,6 +118,104 @@ def test_what_is_no_answer_is_an_upstream_failure(
         post_json(f"http://127.0.0.1:{port}", {}, within_s=5)
 
 
+def heard(connection: socket.socket) -> bytes:
+    """A request without a body, answered with nothing."""
+    asked = b""
+    while not asked.endswith(b"\r\n\r\n"):
+        asked += connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 204 None\r\n\r\n")
+    return asked
+
+
+def test_a_question_may_have_another_method_and_an_answer_another_status(play: Play) -> None:
+    asked: list[bytes] = []
+    port = play(lambda connection: asked.append(heard(connection)))
+
+    answer = Peer(f"http://127.0.0.1:{port}/a?b").ask("GET", within_s=5, headers={"X-Y": "z"})
+
+    assert answer == Answer(204, b"")
+    assert asked[0].startswith(b"GET /a?b HTTP/1.1\r\n") and b"\r\nX-Y: z\r\n" in asked[0]
+
+
+def test_a_name_and_password_of_the_address_are_shown_to_the_service(play: Play) -> None:
+    asked: list[bytes] = []
+    port = play(lambda connection: asked.append(heard(connection)))
+
+    Peer(f"http://us%20er:p%40ss@127.0.0.1:{port}").ask("GET", within_s=5)
+
+    # RFC 7617: base64 of `us er:p@ss`
+    assert b"\r\nAuthorization: Basic dXMgZXI6cEBzcw==\r\n" in asked[0]
+
+
+def test_a_proxy_of_the_environment_is_not_used(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    port = play(answer(b"{}"))
+    assert post_json(f"http://127.0.0.1:{port}", {}, within_s=5) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "speak"),
+    [
+        ("/secret-key", None),
+        ("/secret-key", lambda connection: connection.sendall(b"nonsense")),
+        ("/secret-key", answer(b"no", b"HTTP/1.1 500 Bad\r\n")),
+        ("/secret-key", drip(b"")),
+        ("/secret key", None),
+        (":x/secret-key", None),
+    ],
+)
+def test_no_failure_tells_the_key_in_an_address(
+    play: Play, path: str, speak: Callable[[socket.socket], None] | None
+) -> None:
+    port = play(speak) if speak else 1
+
+    with pytest.raises(CasemateError) as refused:
+        post_json(f"http://user:password@127.0.0.1:{port}{path}", {}, within_s=0.3)
+    assert not any(word in refused.value.message for word in ("secret", "user", "password"))
+
+
+def test_a_host_that_is_no_name_cannot_be_reached() -> None:
+    with pytest.raises(Upstream, match="cannot be reached"):
+        post_json("http://a..b", {}, within_s=5)
+
+
+def test_the_next_address_is_tried_when_the_first_takes_no_connection(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = play(answer(b"{}"))
+    # Nobody listens on 127.0.0.2 there.
+    addresses = [
+        (socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))
+        for host in ("127.0.0.2", "127.0.0.1")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: addresses)
+
+    assert post_json(f"http://two.example:{port}", {}, within_s=5) == {}
+
+
+def test_a_service_may_be_at_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as connection:
+                heard(connection)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        assert Peer("http://agent/x", unix=path).ask("GET", within_s=5).status == 204
+        serving.join(10)
+
+    with pytest.raises(Upstream, match="the agent cannot be reached"):
+        Peer("http://agent/x", "the agent", unix=tmp_path / "none").ask("GET", within_s=5)
+
+
 def test_a_certificate_of_nobody_is_refused_unless_that_is_meant(
     play: Play, tmp_path: Path
 ) -> None:
@@ -169,6 +267,7 @@ def own_certificate(folder: Path) -> ssl.SSLContext:
         ("http://a:x", False),
         ("http://a\r\nb", False),
         ("http://ä", False),
+        ("http://a/ b", False),
         ("", False),
     ],
 )

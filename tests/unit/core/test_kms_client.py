@@ -6,7 +6,7 @@ import http.server
 import json
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -139,12 +139,39 @@ def test_an_introduction_must_be_whole(server: Answering, change: dict[str, obje
         Kms(url(server)).introduction()
 
 
+@pytest.mark.parametrize("address", ["https://a b", "https://" + "a" * 300])
+def test_a_host_that_cannot_be_is_told(address: str) -> None:
+    with pytest.raises(Upstream, match="cannot be asked"):
+        Kms(address).call("GetMeta", {})
+
+
+def test_a_root_that_cannot_be_read_is_told(server: Answering) -> None:
+    with pytest.raises(Upstream, match="cannot be asked"):
+        Kms(url(server), ca_cert="garbage").call("GetMeta", {})
+
+
+def attest(public: ec.EllipticCurvePublicKey) -> x509.UnrecognizedExtension:
+    """A stand-in for evidence."""
+    return x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\x04\x00")
+
+
+def authority() -> tuple[str, str]:
+    """A CA certificate and its key in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return certs.authority(key, certs.name("temporary"), path_length=0), pkcs8_pem(key)
+
+
 def test_a_temporary_ca_of_another_kind_is_refused() -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    attest: Callable[..., x509.UnrecognizedExtension] = lambda public: x509.UnrecognizedExtension(
-        x509.ObjectIdentifier("1.2.3"), b""
-    )
 
     with pytest.raises(Upstream, match="no elliptic curve key"):
-        kms_client.client_certificate(Introduction("", "", text), attest)
+        kms_client.client_certificate(Introduction("", authority()[0], text), attest)
+
+
+def test_a_temporary_ca_that_cannot_be_read_is_refused() -> None:
+    certificate, key = authority()
+
+    for met in (Introduction("", "garbage", key), Introduction("", certificate, "garbage")):
+        with pytest.raises(Upstream, match="cannot be read"):
+            kms_client.client_certificate(met, attest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,12 +142,35 @@ def test_an_unknown_path_is_404(client: FlaskClient, path: str) -> None:
     assert is_error(client.post(path, data="junk"), 404)
 
 
-def test_other_http_methods_are_refused_in_json(client: FlaskClient) -> None:
-    assert is_error(client.delete("/Info"), 405)
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "OPTIONS"])
+def test_other_http_methods_are_refused_in_json(
+    client: FlaskClient, public: FlaskClient, method: str
+) -> None:
+    assert is_error(client.open("/Info", method=method), 405)
+    assert is_error(public.open("/metrics", method=method), 405)
+
+
+@pytest.mark.parametrize("path", ["/prpc//Info", "/prpc//GetKey", "/logs//web-1"])
+def test_a_doubled_slash_is_no_redirect(
+    client: FlaskClient, public: FlaskClient, path: str
+) -> None:
+    assert is_error(client.get(path), 404)
+    assert is_error(public.get(path), 404)
 
 
 def test_a_body_over_ten_mebibytes_is_413(client: FlaskClient) -> None:
     assert is_error(client.post("/GetKey", data=b" " * (10 * 1024 * 1024 + 1)), 413)
+
+
+def test_a_body_in_chunks_is_read_whole_or_refused(client: FlaskClient) -> None:
+    def post(body: bytes) -> TestResponse:
+        environ = {"wsgi.input_terminated": True, "wsgi.input": io.BytesIO(body)}
+        chunked = {"Transfer-Encoding": "chunked"}
+        return client.post("/Version", headers=chunked, environ_overrides=environ)
+
+    assert post(b"{}").status_code == 200
+    # What is beyond the limit is no part of the JSON: without it the rest would be a message.
+    assert is_error(post(b"{}".ljust(routes.MAX_BODY) + b"}"), 413)
 
 
 def test_a_fault_of_ours_is_500_and_tells_no_more_than_a_reference(

@@ -1,9 +1,8 @@
-"""The policy file: order and words of its refusals, what it takes for equal, and changing it."""
+"""The policy file: order and words of its refusals, and what it takes for equal."""
 
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 
 from attest.boot_info import TDX, BootInfo
-from core.errors import Invalid
-from kms import policy
+from core import policy_file
 from kms.policy import PolicyFile
 
 BOOT = BootInfo(
@@ -155,37 +153,6 @@ def test_a_change_counts_at_the_next_decision(path: Path) -> None:
     file = PolicyFile(path)
     assert file.app(BOOT).is_allowed
 
-    policy.change(path, lambda document: document["apps"].clear())
+    policy_file.change(path, lambda document: document["apps"].clear())
 
     assert file.app(BOOT).reason == "app not registered"
-
-
-def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
-    def add(number: int) -> None:
-        policy.change(path, lambda doc: policy.add(doc["osImages"], f"{number:064x}"))
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(add, range(40)))
-
-    assert len(policy.read(path)["osImages"]) == 41
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_change_that_breaks_the_file_is_not_made(path: Path) -> None:
-    before = path.read_text()
-
-    with pytest.raises(Invalid):
-        policy.change(path, lambda document: document.update(osImages=5))
-
-    assert path.read_text() == before
-
-
-def test_a_hash_is_listed_once_and_dropped_however_it_is_written() -> None:
-    texts = ["0xAB"]
-
-    policy.add(texts, "ab")
-    assert texts == ["0xAB"]
-    policy.add(texts, "0xCD")
-    assert texts == ["0xAB", "cd"]
-    assert policy.drop(texts, "ab") and texts == ["cd"]
-    assert not policy.drop(texts, "ab")

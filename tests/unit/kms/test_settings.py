@@ -73,6 +73,11 @@ def test_an_unknown_key_warns_and_is_ignored(
         (WEBHOOK + '[core.attestation]\npccs_url = "x"', "core.attestation.pccs_url"),
         (WEBHOOK + '[core.image]\ndownload_timeout = "soon"', "core.image.download_timeout"),
         (
+            WEBHOOK + '[core.image]\ndownload_url = "https://images.example"',
+            "core.image.download_url",
+        ),
+        (WEBHOOK + '[core.image]\ndownload_url = "{OS_IMAGE_HASH}"', "core.image.download_url"),
+        (
             WEBHOOK + '[core.attestation.root_ca]\ntdx = "/x.pem"',
             "insecure_allow_external_trust_anchors",
         ),

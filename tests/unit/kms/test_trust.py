@@ -53,14 +53,6 @@ def test_collateral_comes_from_a_file_or_a_service_or_nowhere(tmp_path: Path) ->
     assert trusting(AttestationSettings()).now().collateral is collateral.nowhere
 
 
-def test_an_address_to_download_images_from_is_said_to_be_unused(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    trusting(AttestationSettings(), download_url="https://images.example/{OS_IMAGE_HASH}")
-
-    assert "download_url is not used" in caplog.text
-
-
 def test_images_are_looked_for_in_the_local_folder(tmp_path: Path) -> None:
     image = rows.image(tmp_path)
     find = trusting(AttestationSettings(), local_dir=tmp_path).now().image

@@ -1,0 +1,97 @@
+"""Processes as /proc shows them: who descends from whom, and which signals they ignore."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One line of the table of processes."""
+
+    pid: int
+    state: str
+    parent: int
+    session: int
+
+
+def table() -> dict[int, Process]:
+    """All processes there are now."""
+    found = {}
+    for entry in os.listdir(_PROC):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                # The program's name, in brackets, may hold anything.
+                fields = (_PROC / entry / "stat").read_text().rpartition(") ")[2].split()
+                pid = int(entry)
+                found[pid] = Process(pid, fields[0], int(fields[1]), int(fields[3]))
+    return found
+
+
+def descendants(of: int) -> set[int]:
+    """The processes that descend from one, without itself and without those that ended."""
+    processes = table()
+    found: set[int] = set()
+    new = {of}
+    while new:
+        found |= new
+        new = {each.pid for each in processes.values() if each.parent in new} - found
+    return {pid for pid in found - {of} if processes[pid].state != "Z"}
+
+
+def session(leader: int) -> set[int]:
+    """The processes of a session and their descendants, without those that ended."""
+    processes = table()
+    members = {each.pid for each in processes.values() if each.session == leader}
+    found = members.union(*(descendants(pid) for pid in members))
+    return {pid for pid in found if pid in processes and processes[pid].state != "Z"}
+
+
+def ask_to_end(pids: Iterable[int]) -> None:
+    """SIGTERM; SIGHUP for who ignores that one, as interactive shells do, and obeys this one."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            ignored = _ignored(pid)
+            hup_works = _bit(signal.SIGTERM) & ignored and not _bit(signal.SIGHUP) & ignored
+            os.kill(pid, signal.SIGHUP if hup_works else signal.SIGTERM)
+
+
+def kill(pids: Iterable[int]) -> None:
+    """SIGKILL."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _bit(number: signal.Signals) -> int:
+    return 1 << (number - 1)
+
+
+def _ignored(pid: int) -> int:
+    for line in (_PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("SigIgn:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of those below it that lose theirs: none escapes by forking twice."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def bury_orphans(known: Iterable[int]) -> None:
+    """Collects our children that ended, but for those whose end somebody else waits for."""
+    ours, known = os.getpid(), set(known)
+    for each in table().values():
+        if each.parent == ours and each.state == "Z" and each.pid not in known:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(each.pid, os.WNOHANG)

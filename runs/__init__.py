@@ -1,0 +1,1 @@
+"""The dstackai surface: projects, fleets, offers, runs, logs and events."""

@@ -1,0 +1,1 @@
+"""The SecretVM REST surface: VMs, clusters, prices and verification for tenants."""

@@ -15,6 +15,11 @@ from flask.sessions import SecureCookieSessionInterface
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+import apps.routes
+import apps.surface_routes
+import runs.openapi_routes
+import runs.routes
+import secretvm.surface_routes
 import verify.routes
 import vmm.console
 import vmm.console_form_routes
@@ -40,7 +45,8 @@ from core.errors import (
     status_of,
 )
 from models.base import Database, disk_trouble
-from rest.access import is_public
+from rest.access import is_public, is_signable
+from runs.service import Runs
 from verify.service import Verifier
 from vmm.host import Host
 from vmm.service import Vms
@@ -84,6 +90,7 @@ def create_app(config: Config, host: Host) -> Flask:
     app.extensions["stream_places"] = BoundedSemaphore(max(1, config.server.threads // 2))
     app.extensions["verifier"] = Verifier.of(config)
     app.extensions["vms"] = Vms(config, database, host)
+    app.extensions["runs"] = Runs.of(config, database)
 
     app.secret_key = session_key(config.data_dir)
     app.session_interface = Sessions()
@@ -96,6 +103,9 @@ def create_app(config: Config, host: Host) -> Flask:
     app.register_blueprint(vmm.log_routes.blueprint)
     app.register_blueprint(vmm.openapi_routes.blueprint)
     app.extensions["documents"] = {"vmm": vmm.openapi_routes.VMM}
+    apps.surface_routes.register(app)
+    secretvm.surface_routes.register(app, VERSION)
+    app.extensions["runs_api"] = runs.openapi_routes.register(app, VERSION)
     app.register_blueprint(verify.routes.blueprint)
     app.register_blueprint(vmm.metrics_routes.blueprint)
 
@@ -153,6 +163,8 @@ def _tenant(accounts: Accounts) -> Caller | None:
     # What is no call at all says so to everybody: it is in the documents.
     if request.routing_exception or is_public(view):
         return None
+    if is_signable(view) and "X-Agent-Signature" in request.headers:
+        return None  # the signature is over the body: its blueprint looks at both
     given = Credentials.of(
         request.headers.get("Authorization", ""), request.headers.get("X-Api-Key", "")
     )
@@ -231,5 +243,16 @@ PAGES = Surface(
     challenge='Bearer realm="casemate"',
 )
 VERIFIER = Surface(("/verify", "/health"), verify.routes.refusal)
+APPS = Surface((apps.routes.PREFIX,), apps.routes.refusal, for_tenants=True)
+# All its clients' own mistakes are bad requests; runs/refusals.py has the few that are not.
+RUNS = Surface(
+    runs.openapi_routes.PREFIXES, runs.routes.refusal, challenge="Bearer", for_tenants=True
+)
+SECRETVM = Surface(
+    secretvm.surface_routes.PREFIXES,
+    secretvm.surface_routes.refusal,
+    challenge="Bearer",
+    for_tenants=True,
+)
 # The first that has the path; the VMM speaks where none has.
-SURFACES = (VMM, VERIFIER, PAGES)
+SURFACES = (RUNS, SECRETVM, VMM, VERIFIER, APPS, PAGES)

@@ -25,6 +25,8 @@ if [ "${1:-}" = dev ]; then
 /usr/bin/passt:passt
 /usr/sbin/cryptsetup:cryptsetup-bin
 /usr/bin/swtpm:swtpm
+/usr/sbin/haproxy:haproxy
+/usr/bin/ssh:openssh-client
 "
 fi
 # Debian 13 has another Python; its venv is in the same package.

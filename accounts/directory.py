@@ -154,6 +154,12 @@ def project_named(session: Session, name: str) -> Project:
     return project
 
 
+def first_project(session: Session, user: User) -> Project | None:
+    """The project that a user's new things belong to where a token says nothing else."""
+    joined = select(Project).join(Member, Member.project_id == Project.id)
+    return session.scalar(joined.where(Member.user_id == user.id).order_by(Member.id).limit(1))
+
+
 def add_project(session: Session, name: str, owner: User) -> Project:
     """Makes a project whose owner is its first admin; Invalid or Conflict for its name."""
     if not _PROJECT_NAME.fullmatch(name):

@@ -82,9 +82,13 @@ class Catalog:
         """The KMS entries; the first is the default."""
         config = self.config
         entries = config.apps.kms or (KmsEntryConfig("main", "phala", config.kms_url),)
+        usual = (
+            config.cvm.kms_urls,
+            *[()] * (len(entries) - 1),
+        )  # the host's own is known to all VMs
         return tuple(
-            Kms.of(entry, entry.guest_urls or (config.cvm.kms_urls if first else ()) or (entry.url,))
-            for first, entry in zip([True] + [False] * len(entries), entries, strict=False)
+            Kms.of(entry, entry.guest_urls or urls or (entry.url,))
+            for entry, urls in zip(entries, usual, strict=True)
         )
 
     def kms_named(self, name: str) -> Kms | None:

@@ -47,7 +47,9 @@ def coded(
     error: Error, code: str, *, details: Mapping[str, Any] | None = None, suggestion: str = ""
 ) -> Error:
     """The refusal with its code; `details` are told one row a field."""
-    rows = [{"field": name, "value": value, "message": ""} for name, value in (details or {}).items()]
+    rows = [
+        {"field": name, "value": value, "message": ""} for name, value in (details or {}).items()
+    ]
     error.details |= {
         "code": code,
         "details": rows,

@@ -71,6 +71,55 @@ def text_of(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=4, ensure_ascii=False)
 
 
+def canonical(document: Mapping[str, Any]) -> str:
+    """A document as the one text that tenants' surfaces give it, whatever the order of its fields (apps.md section 2)."""
+    return json.dumps(
+        document, sort_keys=True, indent=4, separators=(",", ":"), ensure_ascii=False
+    )
+
+
+def document_of(text: str) -> dict[str, Any]:
+    """The fields of a document, whoever wrote it; none when the text is not one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+# secretvm.md section 8, guest side: what private mode closes, in the order of its mask.
+PRIVATE_PAGES = ("logs", "compose", "services", "upgrades", "resources")
+
+
+@dataclass(frozen=True)
+class SecretVm:
+    """The table `secretvm`: what a VM of that surface is told of itself; `closed` are pages of private mode.
+
+    The two hashes are SHA-256 (32 bytes) of the token that opens those pages, and of the docker files; empty
+    where there is none.
+    """
+
+    environment: str = "prod"
+    closed: frozenset[str] = frozenset()
+    persistent: bool = False
+    upgradeable: bool = False
+    dev_token_sha256: bytes = b""
+    docker_files_sha256: bytes = b""
+
+    @classmethod
+    def read(cls, given: Mapping[str, object]) -> SecretVm:
+        """Reads the table; Invalid names the field that breaks its rule."""
+        closed: frozenset[str] = _read(given, "private", _closed, frozenset())
+        return cls(
+            environment=_read(given, "environment", _text, "prod"),
+            closed=closed,
+            persistent=_read(given, "persistent", _flag, False),
+            upgradeable=_read(given, "upgradeable", _flag, False),
+            dev_token_sha256=_read(given, "dev_token_sha256", _digest, b""),
+            docker_files_sha256=_read(given, "docker_files_sha256", _digest, b""),
+        )
+
+
 @dataclass(frozen=True)
 class AppCompose:
     """What guest and VMM read of an app-compose document; sizes in bytes, absent texts empty."""
@@ -78,6 +127,7 @@ class AppCompose:
     manifest_version: int = 1
     name: str = ""
     runner: str = "docker-compose"
+    runner_ssh: bool = False
     docker_compose_file: str = ""
     bash_script: str = ""
     public_logs: bool = False
@@ -97,6 +147,7 @@ class AppCompose:
     launch_token_hash: str = ""
     require_digest: bool = False
     requirements: Mapping[str, object] = field(default_factory=dict, hash=False)
+    secretvm: SecretVm | None = None
 
     @classmethod
     def parse(cls, raw: bytes, *, default_name: str = "") -> AppCompose:
@@ -111,6 +162,7 @@ class AppCompose:
             manifest_version=_read(given, "manifest_version", _whole, 1),
             name=_read(given, "name", _text, default_name),
             runner=_read(given, "runner", _text, "docker-compose"),
+            runner_ssh=_read(given, "runner_ssh", _flag, False),
             docker_compose_file=_read(given, "docker_compose_file", _text, ""),
             bash_script=_read(given, "bash_script", _text, ""),
             public_logs=_read(given, "public_logs", _flag, False),
@@ -130,6 +182,7 @@ class AppCompose:
             launch_token_hash=_required(given, requirements, "launch_token_hash", _text, ""),
             require_digest=_required(given, requirements, "require_digest", _flag, False),
             requirements=requirements,
+            secretvm=_read(given, "secretvm", _secretvm, None),
         )
 
 
@@ -212,6 +265,27 @@ def _hex(value: object) -> bytes:
     if len(digits) > 2 * MAX_ID:
         raise Invalid(f"must have at most {MAX_ID} bytes")
     return bytes.fromhex(digits)
+
+
+def _secretvm(value: object) -> SecretVm | None:
+    return SecretVm.read(_object(value))
+
+
+def _closed(value: object) -> frozenset[str]:
+    if isinstance(value, bool):
+        return frozenset(PRIVATE_PAGES) if value else frozenset()
+    if not isinstance(value, str) or not re.fullmatch(r"[01]{5}", value, re.ASCII):
+        raise Invalid("must be true, false, or five of 0 and 1")
+    return frozenset(
+        page for page, is_closed in zip(PRIVATE_PAGES, value, strict=True) if is_closed == "1"
+    )
+
+
+def _digest(value: object) -> bytes:
+    text = _text(value)
+    if text and not re.fullmatch(r"[0-9A-Fa-f]{64}", text, re.ASCII):
+        raise Invalid("must be 64 hex digits (SHA-256)")
+    return bytes.fromhex(text)
 
 
 def _event_log_version(value: object) -> int:

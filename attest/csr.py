@@ -15,7 +15,7 @@ from attest.errors import Malformed
 from attest.evidence import Attestation, TdxEvidence
 
 CONFIRM = "please sign cert:"
-MAX_ALT_NAMES = 100
+MAX_ALT_NAMES = 256
 
 _T = TypeVar("_T")
 

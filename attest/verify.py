@@ -76,6 +76,11 @@ def read_claim(raw: bytes, root_ca_der: bytes | None = None) -> Claim:
     return Claim(raw, parsed, chain, platform, name, root_ca_der)
 
 
+def platform_of(parsed: TdxQuote) -> pck.Platform:
+    """The machine that a quote's own certificates name, believed or not; Malformed when they name none."""
+    return _chain(parsed.pck_chain_pem)[1]
+
+
 # A platform's quotes share their chain, of 64 KiB at most; reading it takes as long as half a verification.
 @functools.lru_cache(maxsize=16)
 def _chain(pem: bytes) -> tuple[tuple[x509.Certificate, ...], pck.Platform]:

@@ -5,12 +5,15 @@ Source: attestation.md section 2, registers.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 
-from attest import lite, vm_config
+from attest import lite, snp_launch, vm_config
 from attest.errors import VerificationError
 from attest.eventlog import Event
 from attest_sim.tdx import SIMULATED_MRTD, boot_events
+
+SNP_MEASUREMENT = hashlib.sha384(b"simulated SEV-SNP launch").digest()
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,15 @@ def of_vm(text: str) -> Launch:
     left = [iter(digests) for digests in logs]
     events = tuple(replace(event, digest=next(left[event.imr])) for event in fixed.events)
     return Launch(measurement.mrtd(single_pass=config.single_pass), events)
+
+
+def of_snp_vm(text: str) -> bytes:
+    """The launch measurement (48 bytes) of the VM that a vm_config text describes, else a fixed one likewise."""
+    try:
+        vm = vm_config.parse(text).snp
+        if vm is None or vm.proof is None:
+            return SNP_MEASUREMENT
+        measured = snp_launch.decode(vm.proof.measurement)
+        return snp_launch.digest(measured, vm.vcpus, vm.vcpu_type, vm.guest_features)
+    except VerificationError:
+        return SNP_MEASUREMENT

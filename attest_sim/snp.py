@@ -59,15 +59,16 @@ class SimulatedProcessor:
         tcb: bytes = TCB,
         not_before: datetime.datetime = pki.NOT_BEFORE,
         not_after: datetime.datetime = pki.NOT_AFTER,
+        rsa_keys: tuple[rsa.RSAPrivateKey, rsa.RSAPrivateKey] | None = None,
     ) -> SimulatedProcessor:
-        """The processor that a 32-byte seed stands for; its keys are the same everywhere.
+        """The processor that a 32-byte seed stands for; without `rsa_keys` its keys are the same everywhere.
 
         `tcb` is the version that its VCEK is for, the two times are those of the VCEK.
         """
         if len(seed) != SEED_SIZE:
             raise Invalid(f"the seed of a simulated TEE has {SEED_SIZE} bytes, not {len(seed)}")
         chip_id = pki.derive(seed, "chip id", 64)
-        ark_key, ask_key = (_rsa_key(seed, name) for name in ("ark", "ask"))
+        ark_key, ask_key = rsa_keys or (_rsa_key(seed, "ark"), _rsa_key(seed, "ask"))
         scalar = int.from_bytes(pki.derive(seed, "key vcek", 64), "big") % (_P384_ORDER - 1) + 1
         key = ec.derive_private_key(scalar, ec.SECP384R1())
         always = pki.NOT_BEFORE, pki.NOT_AFTER
@@ -77,6 +78,37 @@ class SimulatedProcessor:
         for extension in _vcek_extensions(chip_id, tcb):
             builder = builder.add_extension(extension, critical=False)
         return cls(chip_id, ark, ask, _signed(builder, ask_key), key)
+
+    @classmethod
+    def new(cls, seed: bytes) -> SimulatedProcessor:
+        """One whose authorities have keys drawn at random, which is quicker by a second; for who keeps its text."""
+        drawn = (rsa.generate_private_key(65537, KEY_BITS) for _ in range(2))
+        return cls.from_seed(seed, rsa_keys=(next(drawn), next(drawn)))
+
+    @classmethod
+    def from_text(cls, text: str) -> SimulatedProcessor:
+        """The processor of another's to_text(): nobody needs to find its RSA keys again.  Invalid if it is none."""
+        try:
+            vcek, ask, ark = x509.load_pem_x509_certificates(text.encode())
+            key = serialization.load_pem_private_key(text.encode(), None)
+        except ValueError:
+            raise Invalid("this is no simulated processor: three certificates and a key") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
+            raise Invalid("the key of a simulated processor must be on P-384")
+        chip = vcek.extensions.get_extension_for_oid(x509.ObjectIdentifier(f"{_ARC}.4")).value
+        assert isinstance(
+            chip, x509.UnrecognizedExtension
+        )  # nobody registers AMD's with this library
+        return cls(chip.value, ark, ask, vcek, key)
+
+    def to_text(self) -> str:
+        """VCEK, ASK, ARK and the key that signs reports, in PEM."""
+        key = self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        return self.chain_pem + key.decode()
 
     @property
     def root_ca_pem(self) -> str:

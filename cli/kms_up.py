@@ -36,6 +36,7 @@ local_dir = "{data_dir}/images"
 _SIMULATED = """
 [core]
 simulate = true
+sev_snp_key_release = true
 
 [core.auth_api]
 type = "dev"
@@ -46,6 +47,7 @@ tdx_collateral = "{data_dir}/tee/tee-collateral.json"
 
 [core.attestation.root_ca]
 tdx = "{data_dir}/tee/tee-root-ca.pem"
+snp = "{data_dir}/tee/tee-root-ca.pem"
 """
 _REAL = """
 [core]

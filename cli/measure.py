@@ -52,7 +52,7 @@ def _tdx(image: Image, memory_size: int, event_log: Path | None) -> dict[str, ob
         image.bios.read_bytes(),
         memory_size,
     )
-    events = eventlog.from_json(event_log.read_text()) if event_log else ()
+    events = eventlog.from_json(event_log.read_text(errors="replace")) if event_log else ()
     acpi = lite.acpi_digests(events) if event_log else [bytes(48)] * 3
     rtmrs = lite.registers(measured, memory_size, acpi, single_pass=True).rtmrs
     return {

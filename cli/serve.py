@@ -20,12 +20,14 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
 import migrations
+import secretvm.duties
 from app import create_app
 from core import config as configuration
 from core import faults, log
 from core.config import Config
 from core.errors import Conflict, Invalid
 from core.proc import end_with_parent
+from runs.scheduler import Scheduler
 from vmm import discovery, records
 from vmm.background import Background, Duty
 from vmm.host import Host, tee_platform
@@ -236,7 +238,7 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
 
 def duties(vms: Vms) -> list[Duty]:
     """What the areas above the VM manager must do once per host."""
-    return []
+    return [*secretvm.duties.of(vms), Scheduler(vms)]
 
 
 def prepare_simulated_tee(config: Config) -> None:

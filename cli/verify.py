@@ -31,7 +31,7 @@ def verify(request: Path, collateral: Path | None, root_ca: Path | None, at: int
 
     source = sources.file(collateral) if collateral else sources.nowhere
     try:
-        asked = schemas.read(read_capped(request, schemas.MAX_BODY))
+        asked = schemas.read(read_capped(request.resolve(), schemas.MAX_BODY))
         verifier = Verifier(root_ca or NONE, source)
         outcome = verifier.verify(asked, int(time.time()) if at is None else at)
     except (CasemateError, OSError) as error:

@@ -20,7 +20,9 @@ class KmsEntryConfig:
     slug: str = ""
     type: str = "phala"
     url: str = ""
-    guest_urls: tuple[str, ...] = ()  # default: [cvm] kms_urls for the first entry, `url` for others
+    guest_urls: tuple[
+        str, ...
+    ] = ()  # default: [cvm] kms_urls for the first entry, `url` for others
     chain_id: int = 0
     contract_address: str = ""
     gateway_app_id: str = ""

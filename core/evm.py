@@ -24,6 +24,10 @@ _HEX = re.compile(r"0x([0-9a-fA-F]{2})*")
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
 
 
+class NoBatch(Upstream):
+    """The node does not take several questions in one request."""
+
+
 class Reverted(Upstream):
     """The contract refused the call; the message is the node's."""
 
@@ -75,8 +79,8 @@ def _split(types: str) -> list[str]:
 class Chain:
     """A chain behind one JSON-RPC address; every question has a deadline, no answer is kept."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, within_s: float = CALL_S) -> None:
+        self.url, self.within_s = url, within_s
         self._numbers = itertools.count(1)
 
     def chain_id(self) -> int:
@@ -94,6 +98,13 @@ class Chain:
         """What a contract answers; Reverted when it refuses, Upstream or UpstreamTimeout otherwise."""
         return _octets(self._one("eth_call", _params(call)))
 
+    def receipt(self, transaction: str) -> dict[str, Any] | None:
+        """What came of a transaction (0x and 64 digits); None while it is in no block."""
+        value = self._one("eth_getTransactionReceipt", [transaction])
+        if value is not None and not isinstance(value, dict):
+            raise Upstream("the chain's answer is no receipt")
+        return value
+
     def calls(self, calls: Sequence[Call]) -> list[bytes | Reverted]:
         """What contracts answer, in the order asked; a refusal stands in the place of its answer."""
         answers: list[bytes | Reverted] = []
@@ -105,7 +116,7 @@ class Chain:
         questions = [self._question("eth_call", _params(call)) for call in calls]
         said = self._post(questions)
         if not isinstance(said, list):
-            raise Upstream("the chain does not answer several questions at once")
+            raise NoBatch("the chain does not answer several questions at once")
         by_id = {entry.get("id"): entry for entry in said if isinstance(entry, dict)}
         return [_octets_or_refusal(by_id.get(question["id"])) for question in questions]
 
@@ -120,7 +131,7 @@ class Chain:
         said = http.Peer(self.url, "the chain").ask(
             "POST",
             json.dumps(body).encode(),
-            within_s=CALL_S,
+            within_s=self.within_s,
             headers={"Content-Type": "application/json"},
             limit=MAX_ANSWER,
         )

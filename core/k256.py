@@ -51,6 +51,13 @@ def recover(signature: bytes, message: bytes) -> bytes:
     return PublicKey.from_signature_and_message(signature, keccak256(message), hasher=None).format()
 
 
+def uncompressed(public: bytes) -> bytes:
+    """A SEC1 public key in its long form (65 bytes); ValueError when it is no point."""
+    from coincurve import PublicKey
+
+    return PublicKey(public).format(compressed=False)
+
+
 def sign_digest(key: bytes, digest: bytes) -> bytes:
     """64-byte r || s over a 32-byte digest: RFC 6979 nonce, low s."""
     return _signer(key).sign_recoverable(digest, hasher=None)[:SIGNATURE_SIZE]

@@ -92,7 +92,7 @@ class Kms:
         except ValueError:
             parts, host, port = None, None, 0
         if parts is None or parts.scheme != "https" or not host:
-            raise Invalid.field("kms_urls", f"{self.url[:200]!r} is not an https:// address")
+            raise Invalid(f"{self.url[:200]!r} is not an https:// address of a KMS")
         context = _context(self.ca_cert, client)
         return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
 

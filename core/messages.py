@@ -105,6 +105,28 @@ class ListContainersResponse(Message):
     containers = Repeated(1, Container)
 
 
+@dataclass(frozen=True)
+class LogsOrder:
+    """Which logs of a guest's containers are wanted: of one, or of all, so many lines each."""
+
+    service: str = ""
+    lines: int = 1000
+
+
+class LogsRequest(Message):
+    """The request of Logs."""
+
+    makes = LogsOrder
+    service = Text(1)
+    lines = UInt32(2)
+
+
+class GuestText(Message):
+    """A text of a guest: its containers' logs, or its quote (TDX in hex, SEV-SNP in base64)."""
+
+    text = Text(1)
+
+
 class HostInfo(Message):
     """What a guest may know of its host."""
 

@@ -103,8 +103,8 @@ def drop(listed: list[str], value: str) -> bool:
 
 def allow_app(document: Document, app_id: str, compose_hash: str) -> None:
     """Lists a compose hash of an app; one that is new may run on every device, as nobody has named any."""
-    apps = document.setdefault("apps", {})
     entry = find_app(document, app_id)
     if entry is None:
-        entry = apps[normal(app_id)] = {"composeHashes": [], "devices": [], "allowAnyDevice": True}
+        entry = {"composeHashes": [], "devices": [], "allowAnyDevice": True}
+        document.setdefault("apps", {})[normal(app_id)] = entry
     add(entry.setdefault("composeHashes", []), compose_hash)

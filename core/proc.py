@@ -26,6 +26,10 @@ CLEAN_ENV: Mapping[str, str] = {
 }
 
 
+# A program that was started and not waited for.
+Started = subprocess.Popen[bytes]
+
+
 class CommandFailed(Unavailable):
     """A program that was run to its end did not succeed; the message shows its last words."""
 
@@ -78,7 +82,7 @@ def run(
 
 def start(
     argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None, log: Path
-) -> subprocess.Popen[bytes]:
+) -> Started:
     """Starts a program that serves until it is told to stop; its output is appended to the file `log`.
 
     It stays in our process session and gets our environment plus `env`: it is a part of ourselves.
@@ -97,7 +101,7 @@ def start(
 
 def start_on_terminal(
     argv: Sequence[str], terminal: int, *, env: Mapping[str, str], enter: Callable[[], None]
-) -> subprocess.Popen[bytes]:
+) -> Started:
     """Starts a program as the leader of a session of its own, with the terminal of the descriptor as its input,
     output and controlling terminal.
 
@@ -117,15 +121,14 @@ def start_on_terminal(
             stdout=terminal,
             stderr=terminal,
             env=dict(env),
-            # No lock that another of our threads may hold is asked for in it.
-            preexec_fn=become,
+            preexec_fn=become,  # noqa: PLW1509 - it asks for no lock that another thread may hold
         )
     except (OSError, subprocess.SubprocessError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise CommandFailed(argv, 127, f"cannot be started: {why}") from None
 
 
-def stop(process: subprocess.Popen[bytes], *, patience_s: float) -> None:
+def stop(process: Started, *, patience_s: float) -> None:
     """Ends a program of `start` in order, and by force when it takes longer than `patience_s` seconds."""
     process.terminate()  # nothing happens when it has ended already
     try:

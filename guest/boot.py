@@ -46,7 +46,8 @@ LAST_WORDS = 2000
 # vmm.md section 5: the host drops a longer body.
 MAX_EVENT_BODY = 4096
 MAX_ENCRYPTED_ENV = share.FILES[".encrypted-env"]
-_PROGRAM_ENV = {"HOME": "/root", "DOCKER_HOST": GUEST.docker_host}
+HOME = Path("/root")
+_PROGRAM_ENV = {"HOME": str(HOME), "DOCKER_HOST": GUEST.docker_host}
 
 
 class Progress:
@@ -129,7 +130,7 @@ def app_keys_of(made: SeedKeys, proof: Evidence, kind: str = "None") -> AppKeys:
 
 
 class Boot:
-    """One boot; `start_engine` asks PID 1 for the container engine and returns at once."""
+    """One boot; `start_engine` and `start_pages` ask PID 1 for these services and return at once."""
 
     def __init__(
         self,
@@ -137,11 +138,13 @@ class Boot:
         progress: Progress,
         notifier: Notifier,
         start_engine: Callable[[], None],
+        start_pages: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._progress = progress
         self._notifier = notifier
         self._start_engine = start_engine
+        self._start_pages = start_pages
 
     def run(self) -> None:
         """Every step up to `done`; raises at the first that fails."""
@@ -169,6 +172,8 @@ class Boot:
                 key = given.keys.disk_crypt_key
                 disk_ready = beside.submit(self._data_disk, key, is_lasting=True)
                 app_keys = self._become(app, given.keys, measuring, given.os_image_hash)
+            if app.compose.secretvm is not None:
+                self._start_pages()
             variables = self._variables(app, app_keys)
             write_work_files(app, WORK, HOST_SHARED)
             disk_ready.result()
@@ -220,6 +225,8 @@ class Boot:
         for script in app.compose.init_scripts:
             self._progress.reached("init-script")
             run_script("init-script", script, {})
+        if app.compose.runner == "jobs":
+            self._take_jobs(has_ssh=app.compose.runner_ssh)
         self._progress.reached("setting up docker")
         self._start_engine()
         threading.Thread(target=self._watch_engine, daemon=True).start()
@@ -236,6 +243,12 @@ class Boot:
             compose_up(variables)
         self._progress.reached("done")
 
+    def _take_jobs(self, *, has_ssh: bool) -> None:
+        from guest import runner
+
+        self._progress.reached("done")
+        runner.run(self._settings, self._start_engine, has_ssh=has_ssh)
+
     def _watch_engine(self) -> None:
         # Whoever calls the engine waits for it for ever: its socket is there before it is.
         from guest.containers import Engine
@@ -248,8 +261,10 @@ class Boot:
 
 def check(app: App) -> None:
     """Refuses (Invalid) what this image cannot do, before anything is measured or made."""
-    if app.compose.runner not in ("docker-compose", "bash"):
-        raise Invalid(f"runner {app.compose.runner} is not known; docker-compose and bash are")
+    if app.compose.runner not in ("docker-compose", "bash", "jobs"):
+        raise Invalid(
+            f"runner {app.compose.runner} is not known; docker-compose, bash and jobs are"
+        )
     if app.compose.require_digest and app.compose.runner == "bash":
         raise Invalid("require_digest cannot be kept with runner bash, which may fetch anything")
     if app.compose.key_provider not in ("none", "kms", "tpm"):
@@ -289,10 +304,13 @@ def _compose(arguments: Sequence[str], variables: Mapping[str, str]) -> bytes:
     return done.stdout
 
 
-def open_environment(sealed: bytes, app_keys: AppKeys, app: App, folder: Path) -> Mapping[str, str]:
-    """The app's variables out of the encrypted environment, also written to `folder`; Invalid when it
-    does not open, nobody gave a key for it, or the launch token that the app wants is not in it."""
-    from guest import env
+def open_environment(
+    sealed: bytes, app_keys: AppKeys, app: App, folder: Path, home: Path = HOME
+) -> Mapping[str, str]:
+    """The app's variables out of the encrypted environment, also written to `folder`; those for a registry
+    become the engine's sign-in below `home` instead.  Invalid when it does not open, nobody gave a key for
+    it, or the launch token that the app wants is not in it."""
+    from guest import env, registry
 
     if not sealed:
         env.check_launch_token({}, app.compose.launch_token_hash)
@@ -300,8 +318,10 @@ def open_environment(sealed: bytes, app_keys: AppKeys, app: App, folder: Path) -
     if not app_keys.env_crypt_key:
         raise Invalid("an encrypted environment needs a key provider that gives a key for it")
     plaintext = env.decrypt(app_keys.env_crypt_key, sealed)
-    variables = env.variables(plaintext, app.compose.allowed_envs)
-    env.check_launch_token(variables, app.compose.launch_token_hash)
+    given = env.variables(plaintext, app.compose.allowed_envs)
+    env.check_launch_token(given, app.compose.launch_token_hash)
+    variables, credentials = registry.split(given)
+    registry.sign_in(credentials, home)
     files.write_atomic(folder / ".decrypted-env", env.to_shell(variables))
     files.write_atomic(folder / ".decrypted-env.json", json.dumps(variables))
     return variables
@@ -315,9 +335,14 @@ def write_work_files(app: App, work: Path, shared: Path) -> None:
     try:
         user_config = (shared / ".user-config").read_bytes()
     except FileNotFoundError:
-        return
-    files.write_atomic(work / ".user-config", user_config)
-    (work / "user_config").symlink_to(".user-config")
+        user_config = b""
+    else:
+        files.write_atomic(work / ".user-config", user_config)
+        (work / "user_config").symlink_to(".user-config")
+    if app.compose.secretvm is not None:
+        from guest import registry
+
+        registry.put_docker_files(user_config, app.compose.secretvm.docker_files_sha256, work)
 
 
 def run_script(name: str, text: str, variables: Mapping[str, str]) -> None:
@@ -343,11 +368,15 @@ def _last_words(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def main(settings: Settings, start_engine: Callable[[], None]) -> None:
+def main(
+    settings: Settings,
+    start_engine: Callable[[], None],
+    start_pages: Callable[[], None] = lambda: None,
+) -> None:
     """Boots and tells console and host how it went; the agent stays up after a failure."""
     notifier = Notifier(channel.host(settings))
     try:
-        Boot(settings, Progress(notifier), notifier, start_engine).run()
+        Boot(settings, Progress(notifier), notifier, start_engine, start_pages).run()
         why = ""
     except (CasemateError, OSError) as error:
         why = str(error)

@@ -145,14 +145,14 @@ def serve(port: Port, answer: Callable[[str, object], object]) -> None:
 
 def respond(line: bytes, answer: Callable[[str, object], object]) -> bytes:
     """The answer line to a request line; empty when the line is no request."""
-    request = _decode(line)
+    request = decode(line)
     if request is None or "id" not in request or not isinstance(request.get("method"), str):
         logger.warning("dropped a line of %d bytes that is no request", len(line))
         return b""
     number = request["id"]
     try:
         result = answer(str(request["method"]), request.get("params") or {})
-        reply = _line({"id": number, "result": result})
+        reply = line_of({"id": number, "result": result})
         if len(reply) <= MAX_ANSWER:
             return reply
         return _error_line(number, TooLarge(f"the answer exceeds {MAX_ANSWER} bytes"))
@@ -161,18 +161,20 @@ def respond(line: bytes, answer: Callable[[str, object], object]) -> bytes:
     except Exception:
         # The host must get an answer whatever happened, and our log the reason.
         logger.exception("%s failed", request["method"])
-        return _line({"id": number, "error": {"message": "internal error", "code": 500}})
+        return line_of({"id": number, "error": {"message": "internal error", "code": 500}})
 
 
 def _error_line(number: object, error: CasemateError) -> bytes:
-    return _line({"id": number, "error": {"message": error.message, "code": status_of(error)}})
+    return line_of({"id": number, "error": {"message": error.message, "code": status_of(error)}})
 
 
-def _line(value: Mapping[str, object]) -> bytes:
+def line_of(value: Mapping[str, object]) -> bytes:
+    """A message as it goes over a channel."""
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def _decode(line: bytes) -> Mapping[str, Any] | None:
+def decode(line: bytes) -> Mapping[str, Any] | None:
+    """The message that a line holds; None when it holds none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -211,7 +213,7 @@ class Host:
 def _exchange(port: Port, method: str, params: Mapping[str, object], deadline: float) -> Any:
     # Unique and increasing over all processes of this boot: each holds the lock for longer than 1 us.
     number = time.monotonic_ns() // 1000
-    request = b"\n" + _line({"id": number, "method": method, "params": params})
+    request = b"\n" + line_of({"id": number, "method": method, "params": params})
     if len(request) > MAX_REQUEST:
         raise Invalid(f"a request to the host exceeds {MAX_REQUEST} bytes")
     while not port.write(request, max(0.0, deadline - time.monotonic())):
@@ -221,7 +223,7 @@ def _exchange(port: Port, method: str, params: Mapping[str, object], deadline: f
     lines = Lines(MAX_ANSWER)
     while (left := deadline - time.monotonic()) > 0:
         for line in lines.feed(port.read(left) or b""):
-            answer = _decode(line)
+            answer = decode(line)
             if answer is None or answer.get("id") != number:
                 continue
             if "error" in answer:

@@ -26,6 +26,8 @@ from core.errors import Invalid, NotFound, Upstream
 TIMEOUT_S = 3.0
 # guest-agent.md section 7: a followed log without output ends after this long.
 FOLLOW_IDLE_S = 600.0
+# A merged log is one answer on the host's channel.
+MERGED_LOG = 512 * 1024  # bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _AGO = re.compile(r"(\d{1,12})([smhd])", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -109,6 +111,15 @@ class Engine:
         answer = self._open("GET", path, FOLLOW_IDLE_S if query.follow else TIMEOUT_S * 10, reader)
         return _raw_frames(answer) if is_tty else _multiplexed_frames(answer)
 
+    def merged_logs(self, service: str, lines: int) -> str:
+        """The last lines of the containers of a service ("": of all), one container after the other, as text."""
+        query, texts = LogQuery(tail=str(lines)), []
+        for container in self.list():
+            if any(is_of(service, name) for name in container.names):
+                data = b"".join(frame.data for frame in self.logs(container.id, query))
+                texts.append(data[-MERGED_LOG:].decode(errors="replace"))
+        return "".join(texts)[-MERGED_LOG:]
+
     def _ask(self, method: str, path: str, timeout_s: float = TIMEOUT_S) -> bytes:
         with self._open(method, path, timeout_s) as answer:
             return answer.read()
@@ -177,6 +188,11 @@ class _Incoming(io.RawIOBase):
     def makefile(self, mode: str) -> io.BufferedReader:
         """What http.client asks of a socket."""
         return io.BufferedReader(self)
+
+
+def is_of(service: str, container: str) -> bool:
+    """Whether a container is one of a compose service ("": of any): its name is `project_service_1`, or that alone."""
+    return not service or bool(re.search(rf"(^|[-_]){re.escape(service)}([-_]\d+)?\Z", container))
 
 
 def _reason(answer: http.client.HTTPResponse) -> str:

@@ -5,7 +5,6 @@ Source: guest-agent.md sections 5 and 6, attestation.md sections 1, 4 and 5.
 
 from __future__ import annotations
 
-import struct
 import threading
 from dataclasses import dataclass, field
 
@@ -17,14 +16,12 @@ from attest.eventlog import Event
 from core import certs
 from core.errors import Invalid
 from guest.events import EventLog, Quoted
-from guest.tee import REPORT_DATA_SIZE, SEV_SNP, TDX, SevSnp, Tee
+from guest.tee import REPORT_DATA_SIZE, SEV_SNP, TDX, SevSnp, SimulatedSnp, Tee
 
 # attestation.md section 5: offsets in an SEV-SNP report.
 _SNP_MEASUREMENT = slice(0x90, 0xC0)
 _SNP_HOST_DATA = slice(0xC0, 0xE0)
 _SNP_CHIP_ID = slice(0x1A0, 0x1E0)
-# GHCB specification, certificate table: GUID, offset, length; a zero GUID ends it.
-_CERTIFICATE_ENTRY = struct.Struct("<16sII")
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ class Evidence:
         """The versioned attestation over exactly 64 bytes."""
         quoted = self.quote(report_data)
         platform: evidence.TdxEvidence | evidence.SnpEvidence
-        if isinstance(self.tee, SevSnp):
-            chain = _certificates(self.tee.certificates(report_data))
+        if isinstance(self.tee, SevSnp | SimulatedSnp):
+            chain = self.tee.certificates(report_data)
             platform = evidence.SnpEvidence(quoted.quote, chain, self._mr_config)
         else:
             platform = evidence.TdxEvidence(quoted.quote, quoted.events)
@@ -128,14 +125,3 @@ def _of_snp(report: bytes, events: tuple[Event, ...]) -> Measurements:
         device_id=measure.device_id(report[_SNP_CHIP_ID]),
         events=events,
     )
-
-
-def _certificates(table: bytes) -> tuple[bytes, ...]:
-    """The certificates of the host's table, in its order; the host may have written anything there."""
-    found = []
-    for at in range(0, len(table) - _CERTIFICATE_ENTRY.size + 1, _CERTIFICATE_ENTRY.size):
-        guid, offset, length = _CERTIFICATE_ENTRY.unpack_from(table, at)
-        if guid == bytes(16):
-            break
-        found.append(table[offset : offset + length])
-    return tuple(found)

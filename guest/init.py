@@ -27,6 +27,7 @@ from guest.settings import GUEST, GUEST_SOCKET
 SOCKET_FOLDERS = (Path("/var/run"), Path("/var/run/dstack"))
 SOCKET_NAMES = ("dstack.sock", "tappd.sock")
 PUBLIC_ADDRESS = ("0.0.0.0", 8090)
+PAGES_ADDRESS = ("0.0.0.0", 29343)
 ENGINE_SOCKET = Path(GUEST.docker_host.removeprefix("unix://"))
 # Where programs look that were not told (guest-agent.md section 1).
 DOCKER_SOCKET = Path("/var/run/docker.sock")
@@ -50,8 +51,9 @@ _INPUT_EVENT = struct.Struct("llHHi")
 _POWER_OFF_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # sd_listen_fds(3): the first descriptor of sockets that a supervisor hands over.
 _LISTEN_FDS_START = 3
-# What boot writes to us when the data disk is ready for the engine.
+# What boot writes to us: the data disk is ready for the engine; the app wants the pages of port 29343.
 _START_ENGINE = b"e"
+_START_PAGES = b"p"
 
 
 @dataclass
@@ -141,6 +143,19 @@ def engine_service() -> Service:
         os.execvpe(ENGINE[0], ENGINE, {**CLEAN_ENV, **handed, "HOME": "/root"})
 
     return Service("engine", serve)
+
+
+def pages_service() -> Service:
+    """The pages of a SecretVM, in a process of their own: strangers who keep it busy keep nothing else busy."""
+    listening = socket.create_server(PAGES_ADDRESS, backlog=BACKLOG)
+
+    def serve() -> None:
+        from guest import listeners
+
+        os.environ.update(hand_over([listening.fileno()]))
+        listeners.serve_pages(GUEST)
+
+    return Service("pages", serve)
 
 
 def stop_app() -> None:
@@ -294,24 +309,35 @@ def main() -> None:
                 woken.recv(4096)
             elif fd in init.buttons:
                 asked += [signal.SIGTERM] if is_pressed(fd) else []
-            elif os.read(fd, 1) == _START_ENGINE:
-                init.services.append(engine_service())
-            else:
+            elif not start_service(init, os.read(fd, 1)):
                 poller.unregister(fd)
 
 
 def start(init: Init) -> int:
-    """Makes the sockets, starts boot and agent; returns the pipe on which boot asks for the engine."""
+    """Makes the sockets, starts boot and agent; returns the pipe on which boot asks for more."""
     GUEST.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     Path("/run/log").mkdir(exist_ok=True)
     # Read once for both children.  The rest is read by each for itself, so that PID 1 always reacts.
     from guest import boot
 
     reading, writing = os.pipe()
-    init.boot = fork(lambda: boot.main(GUEST, lambda: _ask_for_engine(writing)))
+    init.boot = fork(
+        lambda: boot.main(
+            GUEST, lambda: _ask_for_engine(writing), lambda: _ask(writing, _START_PAGES)
+        )
+    )
     os.close(writing)
     init.services.append(agent_service(make_sockets()))
     return reading
+
+
+def start_service(init: Init, asked: bytes) -> bool:
+    """Starts what boot asks for; False when it asks no more."""
+    if asked == _START_ENGINE:
+        init.services.append(engine_service())
+    elif asked == _START_PAGES:
+        init.services.append(pages_service())
+    return bool(asked)
 
 
 def make_sockets() -> list[socket.socket]:
@@ -338,8 +364,12 @@ def unix_socket(path: Path, mode: int) -> socket.socket:
     return made
 
 
+def _ask(pipe: int, what: bytes) -> None:
+    os.write(pipe, what)
+
+
 def _ask_for_engine(pipe: int) -> None:
-    os.write(pipe, _START_ENGINE)
+    _ask(pipe, _START_ENGINE)
     deadline = time.monotonic() + ENGINE_SOCKET_S
     while not ENGINE_SOCKET.exists() and time.monotonic() < deadline:
         time.sleep(0.01)

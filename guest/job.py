@@ -9,7 +9,6 @@ import os
 import pty
 import select
 import shlex
-import subprocess
 import threading
 import time
 from bisect import bisect_right
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import files
-from core.errors import CasemateError, Invalid
+from core.errors import CasemateError, Invalid, Upstream
 from core.messages import Order
-from core.proc import CLEAN_ENV, CommandFailed, run, start_on_terminal
+from core.proc import CLEAN_ENV, CommandFailed, Started, run, start_on_terminal
 from guest import processes
 from guest.job_room import Account, Room, entrance
 
@@ -31,6 +30,9 @@ PULLING, RUNNING, EXITED, FAILED = "pulling", "running", "exited", "failed"
 NOTE = "note"
 
 PODMAN = "/usr/bin/podman"
+PODMAN_ENV = {"HOME": "/root"}
+# Images of these names lie in the root file system and are never fetched.
+LOCAL = "localhost/"
 CONTAINER = "job"
 VOLUME = "job-folder"
 PULL_S = 3600.0
@@ -89,7 +91,7 @@ class Job:
         self.steps: list[Step] = []
         self.size = 0
         self._marks: list[tuple[float, int]] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
         self._asked_to_end = False
         self._aborted = False
 
@@ -124,7 +126,9 @@ class Job:
         except CasemateError as error:
             self._fail("creating_container_error", error.message)
         except OSError as error:
-            self._fail("executor_error", f"{error.filename or 'the guest'}: {error.strerror or error}")
+            self._fail(
+                "executor_error", f"{error.filename or 'the guest'}: {error.strerror or error}"
+            )
         except Exception as error:
             # Somebody waits for its end, whatever happened.
             logger.exception("job %s failed", self.order.id)
@@ -167,9 +171,7 @@ class Job:
         try:
             if program.account is not None and program.account.uid:
                 os.fchown(theirs, program.account.uid, -1)
-            process = start_on_terminal(
-                program.argv, theirs, env=program.env, enter=program.enter
-            )
+            process = start_on_terminal(program.argv, theirs, env=program.env, enter=program.enter)
         finally:
             os.close(theirs)
         with self.changed:
@@ -186,7 +188,7 @@ class Job:
             os.close(ours)
         return process.wait()
 
-    def _record(self, terminal: int, process: subprocess.Popen[bytes]) -> None:
+    def _record(self, terminal: int, process: Started) -> None:
         """Writes what the terminal prints to the file, until its program has ended."""
         poller = select.poll()
         poller.register(terminal, select.POLLIN)
@@ -217,7 +219,7 @@ class Job:
 
     def _finish(self, code: int) -> None:
         if self.order.image and code == PODMAN_FAILED and not self._asked_to_end:
-            self._fail("creating_container_error", self._last_line())
+            self._fail("creating_container_error", self._last_words())
             return
         status = 128 - code if code < 0 else code
         self._step(Step(EXITED, status))
@@ -228,16 +230,16 @@ class Job:
         else:
             self._step(Step(FAILED, None, f"{reason}: {why}"[:MESSAGE_LIMIT]))
 
-    def _last_line(self) -> str:
+    def _last_words(self) -> str:
         with open(self.output, "rb") as output:
             output.seek(max(0, self.size - 2 * MESSAGE_LIMIT))
-            said = output.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(said) if line.strip()), "podman failed")
+            return last_line(output.read().decode(errors="replace"))
 
     def _step(self, step: Step) -> None:
         with self.changed:
-            self.steps.append(step)
-            self.changed.notify_all()
+            if not self.is_over:  # a note may come late
+                self.steps.append(step)
+                self.changed.notify_all()
 
     # Its processes -------------------------------------------------------------------------------
 
@@ -296,12 +298,18 @@ class Job:
 
     def _pull(self) -> None:
         name = self.order.image
+        if name.startswith(LOCAL):
+            return
         self.say(f"pulling {name}")
         authority: list[str] = []
         if self.order.registry_username:
             authority = ["--authfile", str(self._credentials())]
         began = time.monotonic()
-        run([PODMAN, "pull", "--quiet", *authority, name], env={"HOME": "/root"}, timeout_s=PULL_S)
+        try:
+            run([PODMAN, "pull", "--quiet", *authority, name], env=PODMAN_ENV, timeout_s=PULL_S)
+        except CommandFailed as error:
+            why = last_line(error.output).removeprefix("Error: ")
+            raise Upstream(f"{name} was not pulled: {why or error.message}") from None
         self.say(f"pulled {name} in {time.monotonic() - began:.1f} s")
 
     def _credentials(self) -> Path:
@@ -332,15 +340,22 @@ class Job:
         several = {name: value for name, value in self.variables().items() if "\n" in value}
         for name in several:
             argv += ["--env", name]
-        env = {**several, **CLEAN_ENV, "HOME": "/root", "TERM": "xterm-256color"}
+        env = {**several, **CLEAN_ENV, **PODMAN_ENV, "TERM": "xterm-256color"}
         return Program([*argv, order.image, *order.command], env, lambda: None)
 
     def _env_file(self) -> Path:
         """The variables as podman reads them; those of several lines come from its own environment."""
-        lines = [f"{name}={value}\n" for name, value in self.variables().items() if "\n" not in value]
+        lines = [
+            f"{name}={value}\n" for name, value in self.variables().items() if "\n" not in value
+        ]
         path = self.folder / "env"
         files.write_atomic(path, "".join(lines))
         return path
+
+
+def last_line(text: str) -> str:
+    """The last line of a text that is not empty, or ""."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def container_processes() -> set[int]:
@@ -360,4 +375,4 @@ def remove_container() -> None:
     """Kills and deletes the job's container with its volume, if there is one."""
     for argv in (["rm", "--force", "--time", "0", CONTAINER], ["volume", "rm", "--force", VOLUME]):
         with contextlib.suppress(CommandFailed):
-            run([PODMAN, *argv], env={"HOME": "/root"}, timeout_s=60)
+            run([PODMAN, *argv], env=PODMAN_ENV, timeout_s=60)

@@ -43,7 +43,9 @@ class Account:
             named, home, uid, gid = found.pw_name, found.pw_dir, found.pw_uid, found.pw_gid
         except (KeyError, OverflowError):
             if not name.isdigit():
-                raise Invalid.field("user", f"there is no user {name[:64]!r} in the guest") from None
+                raise Invalid.field(
+                    "user", f"there is no user {name[:64]!r} in the guest"
+                ) from None
             named, home, uid, gid = name, "/", int(name), int(name)
         groups = tuple(os.getgrouplist(named, gid))
         if group:

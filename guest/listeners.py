@@ -10,11 +10,12 @@ import gc
 import json
 import logging
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import ParseException
@@ -23,6 +24,9 @@ from gunicorn.workers.gthread import ThreadWorker
 from guest import channel, host_calls, vsock
 from guest.service import Agent
 from guest.settings import GUEST_SOCKET, Settings
+
+if TYPE_CHECKING:
+    from guest.public import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             self._refuse(client, 500, "internal error")
 
     def _refuse(self, client: socket.socket, status: int, text: str) -> None:
+        if self.cfg.is_ssl and not isinstance(client, ssl.SSLSocket):
+            return  # it would take this for a broken handshake
         body = json.dumps({"error": text}).encode()
         lines = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -92,13 +98,38 @@ class Worker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
             client.sendall(head.encode() + b"\r\n" + body)
 
 
-class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
-    """The gunicorn master of the agent; `binds` is empty when the sockets were handed to us."""
+class PatientSocket(ssl.SSLSocket):
+    """A TLS connection whose peer may stop for so long and no longer.
 
-    def __init__(self, agent: Agent, binds: Sequence[str], on_start: Callable[[], None]) -> None:
+    The kernel's time-outs are of no use here: OpenSSL takes them for a wish to try again.
+    """
+
+    def settimeout(self, value: float | None) -> None:
+        """Sets a time-out; "for ever" is STALLED_PEER_S."""
+        super().settimeout(STALLED_PEER_S if value is None else value)
+
+    def setblocking(self, flag: bool) -> None:
+        """Waits at most STALLED_PEER_S, or not at all."""
+        self.settimeout(None if flag else 0.0)
+
+
+class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
+    """The gunicorn master of the agent; `binds` is empty when the sockets were handed to us.
+
+    With `pages` it serves these over TLS and nothing else.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        binds: Sequence[str],
+        on_start: Callable[[], None],
+        pages: Tls | None = None,
+    ) -> None:
         self.agent = agent
         self._binds = list(binds)
         self._on_start = on_start
+        self._pages = pages
         super().__init__()
 
     def load_config(self) -> None:
@@ -119,13 +150,27 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
         }
         if self._binds:
             settings["bind"] = self._binds
+        if self._pages:
+            settings["certfile"] = str(self._pages.certificate)
+            settings["keyfile"] = str(self._pages.key)
+            settings["ssl_context"] = _patient
         for name, value in settings.items():
             # Older releases have no control socket to disable.
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
 
     def load(self) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
-        return front(self.agent)
+        if self._pages is None:
+            return front(self.agent)
+        from guest import public, public_routes
+
+        return public_routes.create_app(public.Pages(self.agent, self._pages.spki))
+
+
+def _patient(config: object, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    context = default()
+    context.sslsocket_class = PatientSocket
+    return context
 
 
 def front(agent: Agent) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
@@ -166,3 +211,11 @@ def serve_guest(settings: Settings, power_off: Callable[[], None]) -> None:
             vsock.relay_in_background(settings.state / GUEST_SOCKET)
 
     run(agent, (), start)
+
+
+def serve_pages(settings: Settings) -> None:
+    """The pages of port 29343, on the socket that PID 1 made."""
+    from guest import public
+
+    agent = Agent(settings, lambda: None)
+    Server(agent, (), lambda: None, public.tls(settings)).run()

@@ -5,9 +5,8 @@ Names from seed 000 and dstack's agent_rpc.proto and guest_api.proto (312dc605);
 
 from __future__ import annotations
 
+from attest.csr import MAX_ALT_NAMES
 from core.prpc import Flag, HexBytes, Message, Repeated, Text, UInt64
-
-MAX_ALT_NAMES = 256
 
 
 class GetTlsKeyRequest(Message):

@@ -336,6 +336,17 @@ class Agent:
         """ListContainers: every container of the engine."""
         return {"containers": self.engine.list()}
 
+    def container_logs(self, service: str, lines: int) -> str:
+        """Logs: the last lines of a service's containers, or of all of them, one container after the other."""
+        return self.engine.merged_logs(service, lines)
+
+    def quote_text(self, report_data: bytes = b"") -> str:
+        """Quote: one over the padded report data, as text: hex, or base64 for a report."""
+        vm = self.vm()
+        quote = vm.evidence.quote(padded(report_data)).quote
+        is_snp = vm.evidence.tee.variant == tee.SEV_SNP
+        return base64.b64encode(quote).decode() if is_snp else quote.hex()
+
     def guest_info(self) -> Mapping[str, object]:
         """Info as the host may see it, with the version."""
         return {**self.info(public=True), "version": INTERFACE_VERSION}

@@ -42,6 +42,8 @@ class Settings:
 
 
 GUEST_SOCKET = "guest.sock"
+# Where the runner of a run's VM listens (guest/runner.py); no other VM has it.
+RUNNER_SOCKET = "runner.sock"
 # The tmpfs copy of the host's share (guest-agent.md section 3).
 HOST_SHARED = Path("/dstack/.host-shared")
 DATA_MOUNT = Path("/data")

@@ -29,7 +29,7 @@ FILES: Mapping[str, int] = {
     ".encrypted-env": 256 * 1024,
     "encrypted-env": 256 * 1024,
     ".user-config": 50 * _MIB,
-    ".tee-simulator.json": 4096,
+    ".tee-simulator.json": 16 * 1024,
 }
 _TODAYS_NAMES = {"config.json": ".sys-config.json", "encrypted-env": ".encrypted-env"}
 # Microsoft FAT specification, section 3: the label in a FAT12/16 and in a FAT32 boot sector.

@@ -1,7 +1,7 @@
 """The platforms a guest can run on, one class each behind quote, extend and read_registers.
 
 Sources: Linux Documentation/ABI/testing/configfs-tsm (reports) and sysfs-devices-virtual-misc-tdx_guest
-(registers, Linux 6.16 and later); attestation.md section 2 for the simulated platform.
+(registers, Linux 6.16 and later); attestation.md sections 2 and 5 for the simulated platforms.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import functools
 import itertools
 import json
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from attest import eventlog
+from attest import eventlog, mr_config
 from attest.eventlog import Event
 from core.errors import Invalid, Unsupported
 from guest import ccel
@@ -25,6 +26,7 @@ from guest.settings import Settings
 
 if TYPE_CHECKING:
     from attest_sim.launch import Launch
+    from attest_sim.snp import SimulatedProcessor
     from attest_sim.tdx import SimulatedPlatform
 
 REPORT_DATA_SIZE = 64
@@ -36,6 +38,8 @@ SEV_SNP = "dstack-amd-sev-snp"
 NO_TEE = ""
 # The kernel refuses larger reports; auxiliary data (certificates) may be long.
 MAX_REPORT_SIZE = 1024 * 1024
+# GHCB specification, certificate table: GUID, offset, length; a zero GUID ends it.
+_CERTIFICATE_ENTRY = struct.Struct("<16sII")
 
 
 class Tee(Protocol):
@@ -139,9 +143,9 @@ class SevSnp:
         """An attestation report of 1184 bytes."""
         return self._reports.report(report_data)[0]
 
-    def certificates(self, report_data: bytes) -> bytes:
-        """The certificate table that the host gave along with a report; may be empty."""
-        return self._reports.report(report_data)[1]
+    def certificates(self, report_data: bytes) -> tuple[bytes, ...]:
+        """The certificates that the host gave along with a report, maybe none: VCEK, ASK and ARK in DER."""
+        return _certificates(self._reports.report(report_data)[1])
 
     def extend(self, imr: int, digest: bytes) -> None:
         """Nothing: what the host measured at launch stands in the report itself."""
@@ -224,6 +228,47 @@ class Simulated:
         return self.launch.events
 
 
+class SimulatedSnp:
+    """A simulated SEV-SNP guest: reports signed by a processor that proves nothing; no registers either."""
+
+    variant = SEV_SNP
+
+    def __init__(self, processor: str, described: SysConfig) -> None:
+        self._text = processor
+        self._described = described
+
+    @functools.cached_property
+    def _processor(self) -> SimulatedProcessor:
+        from attest_sim.snp import SimulatedProcessor
+
+        return SimulatedProcessor.from_text(self._text)
+
+    def quote(self, report_data: bytes) -> bytes:
+        """A report in the real layout, over what the host says that it launched."""
+        from attest_sim import launch
+
+        return self._processor.report(
+            report_data,
+            measurement=launch.of_snp_vm(self._described.vm_config),
+            host_data=mr_config.host_data(self._described.mr_config),
+        )
+
+    def certificates(self, report_data: bytes) -> tuple[bytes, ...]:
+        """VCEK, ASK and the simulated ARK in DER."""
+        return self._processor.chain_der
+
+    def extend(self, imr: int, digest: bytes) -> None:
+        """Nothing, as on the real one."""
+
+    def read_registers(self) -> tuple[bytes, ...]:
+        """None."""
+        return ()
+
+    def boot_events(self) -> tuple[Event, ...]:
+        """None."""
+        return ()
+
+
 class NoTee:
     """A VM without a TEE: it measures nothing and proves nothing."""
 
@@ -261,10 +306,19 @@ def detect(settings: Settings) -> Tee:
     if not settings.simulated and (settings.root / "dev/sev-guest").exists():
         return SevSnp(reports)
     if settings.tee_seed.exists():
-        seed = read_seed(settings.tee_seed.read_bytes())
-        described = SysConfig.read(settings.sys_config).vm_config
-        return Simulated(seed, settings.state / "registers", described)
+        return _simulated(settings)
     return NoTee()
+
+
+def _simulated(settings: Settings) -> Tee:
+    given = _read_simulator(settings.tee_seed.read_bytes())
+    platform, described = given["platform"], SysConfig.read(settings.sys_config)
+    if platform == TDX:
+        seed = _seed(given.get("seed", ""))
+        return Simulated(seed, settings.state / "registers", described.vm_config)
+    if platform == SEV_SNP and "processor" in given:
+        return SimulatedSnp(given["processor"], described)
+    raise Invalid(f"a simulated TEE of platform {platform} is not offered by this file")
 
 
 def _has_cpu_flag(root: Path, flag: str) -> bool:
@@ -273,15 +327,35 @@ def _has_cpu_flag(root: Path, flag: str) -> bool:
     return flag in next(lines, "").split()
 
 
-def read_seed(raw: bytes) -> bytes:
-    """The 32-byte seed of `{"platform": "dstack-tdx", "seed": "<64 hex>"}`; Invalid for anything else."""
+def _read_simulator(raw: bytes) -> dict[str, str]:
+    """The simulated TEE's file: `platform`, and with it `seed` (64 hex, TDX) or `processor` (PEM, SEV-SNP)."""
     try:
         given = json.loads(raw)
-        platform, seed = given["platform"], bytes.fromhex(given["seed"])
-    except (ValueError, TypeError, KeyError):
-        raise Invalid("the simulated TEE's file must hold a platform and a seed in hex") from None
-    if platform != TDX:
-        raise Invalid(f"a simulated TEE of platform {platform} is not offered, only {TDX}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or "platform" not in given:
+        raise Invalid("the simulated TEE's file must be a JSON object with a platform")
+    if not all(isinstance(value, str) for value in given.values()):
+        raise Invalid("the simulated TEE's file must hold texts alone")
+    return given
+
+
+def _seed(text: str) -> bytes:
+    try:
+        seed = bytes.fromhex(text)
+    except ValueError:
+        seed = b""
     if len(seed) != 32:
-        raise Invalid("the simulated TEE's seed must be 32 bytes")
+        raise Invalid("the simulated TEE's seed must be 32 bytes in hex")
     return seed
+
+
+def _certificates(table: bytes) -> tuple[bytes, ...]:
+    """The certificates of the host's table, in its order; the host may have written anything there."""
+    found = []
+    for at in range(0, len(table) - _CERTIFICATE_ENTRY.size + 1, _CERTIFICATE_ENTRY.size):
+        guid, offset, length = _CERTIFICATE_ENTRY.unpack_from(table, at)
+        if guid == bytes(16):
+            break
+        found.append(table[offset : offset + length])
+    return tuple(found)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attest import lite, os_image, snp_launch
+from attest.artifacts import Registers, TdxBuild
 from attest.errors import VerificationError
 from attest.os_image import KnownImage
 from core.errors import CasemateError
@@ -34,6 +35,44 @@ def finder(folder: Path) -> Callable[[bytes], KnownImage | None]:
         return None
 
     return find
+
+
+# Whole GiB of memory for which the registers of a VM are known.
+MEMORY_GB = range(2, 65)
+
+
+def measured(folder: Path, registers: Registers, acpi: tuple[bytes, ...]) -> list[TdxBuild]:
+    """The images of a folder that measure these registers in a VM whose QEMU has these digests of ACPI data.
+
+    Their size is the VM's memory, as `2gb`; their root file system is told by the hash of the image, which is
+    what such a guest measures as os-image-hash.
+    """
+    found = []
+    for image in registry.list_images(folder):
+        raw = _measurement(image, lite.FILE) or _computed(image)
+        memory_gb = _memory_gb(raw, acpi).get(registers) if raw else None
+        if memory_gb:
+            environment, digest = "dev" if image.is_dev else "prod", bytes.fromhex(image.digest)
+            size = f"{memory_gb}gb"
+            found.append(TdxBuild(size, environment, image.version, registers, digest))
+    return found
+
+
+# Computing them takes 3 ms; strangers choose what is asked, so few are kept.
+@functools.lru_cache(maxsize=8)
+def _memory_gb(raw: bytes, acpi: tuple[bytes, ...]) -> dict[Registers, int]:
+    """Every set of registers of an image's measurement, and the memory it belongs to."""
+    found: dict[Registers, int] = {}
+    try:
+        measurement = lite.decode(raw)
+        for memory_gb in MEMORY_GB:
+            for single_pass in (True, False):
+                size = memory_gb * 1024**3
+                made = lite.registers(measurement, size, acpi, single_pass=single_pass)
+                found[(made.mrtd, *made.rtmrs)] = memory_gb
+    except VerificationError:
+        return {}
+    return found
 
 
 def _measurement(image: Image, name: str) -> bytes | None:

@@ -6,6 +6,7 @@ Format and refusals: vmm.md section 7.
 from __future__ import annotations
 
 import functools
+import json
 import re
 import secrets
 import shutil
@@ -49,6 +50,11 @@ class Image:
     rootfs_hash: str
     digest: str
     metadata: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether Casemate built it, whatever its folder is called."""
+        return str(json.loads(self.metadata).get("name", "")).startswith("casemate-")
 
     @property
     def version_key(self) -> tuple[int, ...]:

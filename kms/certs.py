@@ -20,6 +20,7 @@ from core.errors import Invalid
 from core.kdf import pkcs8_pem
 from kms import derive, rootkeys
 from kms.derive import RootKeys
+from kms.settings import check_domain
 
 ORGANIZATION = "Dstack"
 ROOT_NAME = "Dstack KMS CA"
@@ -60,7 +61,7 @@ def issue_rpc(
     rpc_key: ec.EllipticCurvePrivateKey,
 ) -> None:
     """Makes the KMS's own leaf anew, for the domain kept in the folder, with the given evidence in it."""
-    domain = (folder / DOMAIN).read_text().strip()
+    domain = check_domain((folder / DOMAIN).read_text(errors="replace").strip(), DOMAIN)
     leaf = Leaf(
         # A name longer than a subject may be stands among the alternative names alone.
         subject=domain if len(domain) <= certs.MAX_COMMON_NAME else "",
@@ -73,8 +74,10 @@ def issue_rpc(
 
 
 def rpc_key(folder: Path) -> ec.EllipticCurvePrivateKey:
-    """The key of the KMS's own leaf, made the first time."""
-    return _key(folder / RPC_KEY)
+    """The key of the KMS's own leaf, made the first time; Conflict when others can read it."""
+    key = _key(folder / RPC_KEY)
+    rootkeys.check_closed(folder / RPC_KEY)
+    return key
 
 
 def app_ca(root: Issuer, keys: RootKeys, app_id: bytes) -> Issuer:
@@ -97,7 +100,7 @@ def _key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def _ca(path: Path, key: ec.EllipticCurvePrivateKey, name: str, *, path_length: int) -> str:
     if path.exists():
-        text = path.read_text()
+        text = path.read_text(errors="replace")
         if not _is_due(text, key, path.name):
             return text
     text = certs.authority(key, certs.name(name, ORGANIZATION), path_length=path_length)

@@ -19,6 +19,10 @@ _BOOT_INFO = "(address,bytes32,address,bytes32,bytes32,bytes32,bytes32,string,st
 IS_APP_ALLOWED = f"isAppAllowed({_BOOT_INFO})"
 IS_KMS_ALLOWED = f"isKmsAllowed({_BOOT_INFO})"
 _ADDRESS, _HASH = 20, 32
+# What the members of the struct are wide that have a width; they come first.
+_WIDTHS = (_ADDRESS, _HASH, _ADDRESS, _HASH, _HASH, _HASH, _HASH)
+# Of the struct's members that have one, in its order.
+_WIDTHS = (_ADDRESS, _HASH, _ADDRESS, _HASH, _HASH, _HASH, _HASH)
 
 
 class Contract:
@@ -50,11 +54,10 @@ class Contract:
         )
 
     def _decide(self, signature: str, boot: BootInfo) -> Decision:
-        values = boot_tuple(boot)
-        # The raw chip id of SEV-SNP has 64 bytes: no contract can list it.
-        if any(isinstance(each, bytes) and len(each) > _HASH for each in values):
+        # The raw chip id of SEV-SNP has 64 bytes, and an instance id what the guest measured: no contract can list them.
+        if any(len(each) > width for each, width in zip(_sized(boot), _WIDTHS, strict=True)):
             return Decision(False, "the boot info does not fit the contract")
-        data = evm.encode(signature, values)
+        data = evm.encode(signature, boot_tuple(boot))
         try:
             answer = self._chain.call(Call(self._address, data))
             allowed, reason = evm.decode(["bool", "string"], answer)
@@ -72,14 +75,18 @@ class Contract:
 
 def boot_tuple(boot: BootInfo) -> tuple[object, ...]:
     """A boot info as the contract's struct; short values have zeros on their left."""
+    sized = zip(_sized(boot), _WIDTHS, strict=True)
+    padded = (value.rjust(width, b"\0") for value, width in sized)
+    return (*padded, boot.tcb_status, list(boot.advisory_ids))
+
+
+def _sized(boot: BootInfo) -> tuple[bytes, ...]:
     return (
-        boot.app_id.rjust(_ADDRESS, b"\0"),
-        boot.compose_hash.rjust(_HASH, b"\0"),
-        boot.instance_id.rjust(_ADDRESS, b"\0"),
-        boot.device_id.rjust(_HASH, b"\0"),
-        boot.mr_aggregated.rjust(_HASH, b"\0"),
-        boot.mr_system.rjust(_HASH, b"\0"),
-        boot.os_image_hash.rjust(_HASH, b"\0"),
-        boot.tcb_status,
-        list(boot.advisory_ids),
+        boot.app_id,
+        boot.compose_hash,
+        boot.instance_id,
+        boot.device_id,
+        boot.mr_aggregated,
+        boot.mr_system,
+        boot.os_image_hash,
     )

@@ -43,11 +43,10 @@ def clear(cache: Path, image_hash: str, config_hash: str) -> None:
 
     Invalid when a name is none of these: it becomes a path.
     """
-    names = {"images": image_hash, "configs": config_hash}
-    for name in names.values():
+    for field, name in (("image_hash", image_hash), ("config_hash", config_hash)):
         if name not in ("", ALL) and not _HASH.fullmatch(name):
-            raise Invalid.field("image_hash", "must be 64 lower-case hex digits, all, or empty")
-    for folder, name in names.items():
+            raise Invalid.field(field, "must be 64 lower-case hex digits, all, or empty")
+    for folder, name in (("images", image_hash), ("configs", config_hash)):
         if name == ALL:
             shutil.rmtree(cache / folder, ignore_errors=True)
         elif name:

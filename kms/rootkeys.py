@@ -57,10 +57,17 @@ def save(folder: Path, keys: RootKeys, tmp_ca_key: ec.EllipticCurvePrivateKey) -
 
 def load(folder: Path) -> RootKeys:
     """The root keys; Invalid when a file is not what it should be, Conflict when others can read one."""
+    for left in folder.glob(f"*{files.UNFINISHED}"):
+        left.unlink(missing_ok=True)  # by a process that was killed, perhaps with a key in it
     for name in (CA_KEY, K256_KEY):
-        if os.stat(folder / name).st_mode & 0o077:
-            raise Conflict(f"{folder / name} can be read by others; run: chmod 600 on it")
+        check_closed(folder / name)
     return from_bytes(load_key(folder / CA_KEY), (folder / K256_KEY).read_bytes())
+
+
+def check_closed(path: Path) -> None:
+    """Refuses (Conflict) a key file that others can read."""
+    if os.stat(path).st_mode & 0o077:
+        raise Conflict(f"{path} can be read by others; run: chmod 600 on it")
 
 
 def from_bytes(ca: ec.EllipticCurvePrivateKey, secret: bytes) -> RootKeys:

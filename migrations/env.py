@@ -4,8 +4,10 @@ from alembic import context
 from sqlalchemy import create_engine, event
 
 import models.app
+import models.event
 import models.job
 import models.port
+import models.run
 import models.secretvm
 import models.usage
 import models.vm  # noqa: F401 - its tables join the metadata

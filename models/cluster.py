@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, Text, false, text
-from sqlalchemy.orm import Mapped, deferred, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base
 
@@ -29,8 +29,29 @@ class ClusterNode(Base):
     vm_id: Mapped[str | None] = mapped_column(
         ForeignKey("vms.id", ondelete="CASCADE"), index=True, unique=True
     )
-    # What it is to get of the traffic (secretvm/balancer.py, Traffic).
+    # What it is made of, or is to be made of where there is no VM yet.
+    plan_id: Mapped[int]
+    # What it is to get of the traffic (secretvm/front.py, Traffic).
     traffic: Mapped[str] = mapped_column(String(8))
+
+
+class ClusterPlan(Base):
+    """What nodes of a cluster are made of (secretvm/wanted.py, Prepared); nothing of it is secret or changes."""
+
+    __tablename__ = "cluster_plans"
+    # A number is never given out twice: jobs know plans by it.
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 (SQLAlchemy's own form)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    cluster_id: Mapped[str] = mapped_column(
+        ForeignKey("clusters.id", ondelete="CASCADE"), index=True
+    )
+    app_compose: Mapped[str] = mapped_column(Text)
+    # The app's variables, encrypted to its guests.
+    encrypted_env: Mapped[bytes] = mapped_column(LargeBinary)
+    user_config: Mapped[str] = mapped_column(Text)
+    flags: Mapped[dict[str, Any]] = mapped_column(JSON)
+    publish: Mapped[list[int]] = mapped_column(JSON)
 
 
 class Cluster(Base):
@@ -61,12 +82,8 @@ class Cluster(Base):
     vm_type: Mapped[str] = mapped_column(String(64))
     # One for all nodes: they share their keys.
     app_id: Mapped[str] = mapped_column(String(40))
-    # What its nodes are made of, as the interface reads it; nothing secret.
-    order: Mapped[dict[str, Any]] = mapped_column(JSON)
-    compose: Mapped[bytes] = deferred(mapped_column(LargeBinary, nullable=False))
-    # The app's variables, encrypted to its guests.
-    encrypted_env: Mapped[bytes] = deferred(mapped_column(LargeBinary, nullable=False))
-    user_config: Mapped[str] = deferred(mapped_column(Text, nullable=False))
+    # What nodes are to be made of from now on.
+    plan_id: Mapped[int | None]
 
     # The front: how it spreads requests, and how it speaks to the nodes.
     domain: Mapped[str] = mapped_column(Text)
@@ -84,7 +101,7 @@ class Cluster(Base):
     health_interval_s: Mapped[int]
     health_timeout_s: Mapped[int]
 
-    # Why the last job on it failed; "" when it did not.
+    # Why it could not be made as asked; "" when it could.
     error: Mapped[str] = mapped_column(Text, default="", server_default="")
     created_ms: Mapped[int]
     updated_ms: Mapped[int]

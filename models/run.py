@@ -43,14 +43,14 @@ class Run(Base):
     project: Mapped[Project] = relationship(lazy="joined", innerjoin=True)
     user: Mapped[User | None] = relationship(lazy="joined")
     fleet: Mapped[Fleet | None] = relationship(lazy="raise")
-    jobs: Mapped[list[Job]] = relationship(
-        order_by="Job.replica_num, Job.job_num, Job.submission_num",
+    jobs: Mapped[list[RunJob]] = relationship(
+        order_by="RunJob.replica_num, RunJob.job_num, RunJob.submission_num",
         back_populates="run",
         lazy="raise",
     )
 
 
-class Job(Base):
+class RunJob(Base):
     """One submission of one job of a run, and how far it is."""
 
     __tablename__ = "run_jobs"
@@ -84,5 +84,5 @@ class Job(Base):
     terminating_us: Mapped[int | None]
     finished_us: Mapped[int | None]
 
-    run: Mapped[Run] = relationship(back_populates="jobs", lazy="raise")
+    run: Mapped[Run] = relationship(back_populates="jobs", lazy="raise_on_sql")
     instance: Mapped[Instance | None] = relationship(lazy="joined")

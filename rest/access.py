@@ -18,3 +18,14 @@ def public(view: Callable[..., Any]) -> Callable[..., Any]:
 def is_public(view: Callable[..., Any] | None) -> bool:
     """Whether a view needs no credential."""
     return getattr(view, "is_public", False)
+
+
+def signable(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a view that also takes a signature over the request, which its blueprint looks at, for a credential."""
+    view.is_signable = True  # type: ignore[attr-defined]
+    return view
+
+
+def is_signable(view: Callable[..., Any] | None) -> bool:
+    """Whether a view also takes signed requests."""
+    return getattr(view, "is_signable", False)

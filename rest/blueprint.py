@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import flask_smorest
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
+from werkzeug.datastructures import CombinedMultiDict
 
+from core import prpc
 from core.errors import Invalid
 
 # What webargs calls the places of a request.
-_PLACES = {"json": "body", "form": "body", "files": "body", "json_or_form": "body"}
+_PLACES = dict.fromkeys(("json", "form", "files", "json_or_form", "multipart"), "body")
+
+
+_View = TypeVar("_View", bound=Callable[..., Any])
 
 
 class BadArguments(Invalid):
@@ -34,6 +39,11 @@ class Arguments(FlaskParser):
     """Reads arguments by a marshmallow schema."""
 
     DEFAULT_VALIDATION_STATUS = 400
+    __location_map__ = {**FlaskParser.__location_map__, "multipart": "load_multipart"}  # noqa: RUF012 (webargs' own form)
+
+    def load_multipart(self, req: Any, schema: Schema) -> Any:
+        """The fields and the files of a form."""
+        return self._makeproxy(CombinedMultiDict([req.files, req.form]), schema)
 
     def handle_error(
         self,
@@ -49,6 +59,16 @@ class Arguments(FlaskParser):
         (place, said), *_ = cast(dict[str, Any], error.messages).items()
         raise BadArguments(_PLACES.get(place, place), dict(_flat(said)))
 
+    def _raw_load_json(self, req: Any) -> Any:
+        # Webargs alone knows no bounds of depth or number.
+        is_object = req.is_json and req.get_data().lstrip()[:1] == b"{"
+        try:
+            return prpc.read_json(req.get_data()) if is_object else super()._raw_load_json(req)
+        except Invalid as error:
+            raise BadArguments("body", {"": [error.message]}, malformed=True) from None
+        except RecursionError:
+            raise BadArguments("body", {"": ["is nested too deeply"]}, malformed=True) from None
+
     def _handle_invalid_json_error(
         self, error: Any, req: Any, *args: Any, **kwargs: Any
     ) -> NoReturn:
@@ -59,6 +79,23 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc] # flask-smorest 
     """A blueprint that its surface's document describes."""
 
     ARGUMENTS_PARSER = Arguments()
+    DEFAULT_LOCATION_CONTENT_TYPE_MAPPING = {  # noqa: RUF012 (flask-smorest's own form)
+        **flask_smorest.Blueprint.DEFAULT_LOCATION_CONTENT_TYPE_MAPPING,
+        "multipart": "multipart/form-data",
+    }
+
+    if TYPE_CHECKING:
+        # flask-smorest has no types: without these every view would count as untyped.
+        def arguments(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def response(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def alt_response(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def route(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def get(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def post(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def put(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def patch(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def delete(self, *args: Any, **kwargs: Any) -> Callable[[_View], _View]: ...
+        def before_request(self, view: _View) -> _View: ...
 
 
 def _flat(said: Any, name: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
+
+from attest import compose
+from core.errors import (
+    CasemateError,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unsupported,
+    Upstream,
+)
+from core.messages import MAX_OUTPUT, Report
+from core.prpc import Empty
+from vmm.service import Vms
+
+logger = logging.getLogger(__name__)
+
+# What a measured app-compose says to get the runner of guest/runner.py, and that runner's further stages.
+RUNNER = "jobs"
+NOTE, ALIVE = "note", "alive"
+MESSAGE_LIMIT = 1000
+# A runner that did not take a call is asked again after this long.
+AGAIN_S = 1.0
+# How long the end of a VM may go unnoticed.
+LOOK_S = 1.0
+# The words of vmm/lifecycle.py for a VM that is not there.
+ENDED = ("exited", "stopped", "removing")
 
 
 class Stage(StrEnum):
@@ -41,6 +69,9 @@ class JobOrder:
     registry_auth: tuple[str, str] | None = field(default=None, repr=False)
     # Bytes of output that the host has already: the guest goes on from there.
     output_offset: int = 0
+
+
+ENDS = (Stage.EXITED, Stage.FAILED)
 
 
 class Executor(Protocol):
@@ -93,3 +124,233 @@ class Listener(Protocol):
 
     def on_lost(self, vm_id: str, message: str) -> None:
         """The runner of a VM cannot be spoken to any more, for good."""
+
+
+@dataclass
+class _Held:
+    """A job that was submitted and not released."""
+
+    vm_id: str
+    order: JobOrder
+    # Bytes of its output that were given to the listener.
+    offset: int
+    is_over: bool = False
+    # What the guest says of one job is taken in turn.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class VmExecutor:
+    """The executor of this host's VMs: orders go over their channel, and what their runners report comes in `heard`.
+
+    Nothing of it lasts: after a restart of the service the scheduler watches and submits again, and the guests tell
+    what was missed.
+    """
+
+    def __init__(self, vms: Vms, listener: Listener) -> None:
+        self._vms = vms
+        self._listener = listener
+        self._changed = threading.Condition()
+        self._held: dict[str, _Held] = {}
+        # Every VM that is watched, and whether its runner has spoken.
+        self._ready: dict[str, bool] = {}
+        self._looker: threading.Thread | None = None
+        self._closed = False
+
+    # The scheduler's orders -----------------------------------------------------------------------
+
+    def prepare(self, name: str, *, ssh: bool) -> str:
+        """The app-compose text of a VM that takes jobs: the same for all of them but for the name."""
+        return compose.text_of(compose.new(name) | {"runner": RUNNER, "runner_ssh": ssh})
+
+    def submit(self, vm_id: str, order: JobOrder) -> None:
+        """Starts a job in a VM as soon as its runner speaks, or takes up one that was submitted before."""
+        with self._changed:
+            self._held[order.submission_id] = _Held(vm_id, order, order.output_offset)
+        self.watch(vm_id)
+        self._begin(self._submit, order.submission_id)
+
+    def stop(self, vm_id: str, submission_id: str, grace_s: int) -> None:
+        """Asks a job to end: SIGTERM, after `grace_s` SIGKILL (0: at once)."""
+        params = {"id": submission_id, "grace_s": grace_s}
+        self._begin(self._call, vm_id, submission_id, "StopJob", params)
+
+    def release(self, vm_id: str, submission_id: str) -> None:
+        """Forgets a job that has ended, closes its ports, and wipes what it left in the VM."""
+        with self._changed:
+            held = self._held.pop(submission_id, None)
+        self._begin(self._release, vm_id, submission_id, held.order.ports if held else ())
+
+    def is_ready(self, vm_id: str) -> bool:
+        """Whether the runner of a VM has spoken since it was submitted to, or watched."""
+        with self._changed:
+            return self._ready.get(vm_id, False)
+
+    def watch(self, vm_id: str) -> None:
+        """Listens to the runner of a VM, and notices the VM's end."""
+        with self._changed:
+            self._ready.setdefault(vm_id, False)
+            if self._looker is None:
+                self._looker = threading.Thread(target=self._look, name="executor", daemon=True)
+                self._looker.start()
+
+    def forget(self, vm_id: str) -> None:
+        """Listens to a VM no more, and drops its jobs."""
+        with self._changed:
+            self._ready.pop(vm_id, None)
+            self._held = {key: held for key, held in self._held.items() if held.vm_id != vm_id}
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all threads; jobs run on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # What guests say ------------------------------------------------------------------------------
+
+    def heard(self, vm_id: str, report: Report) -> int:
+        """Takes a report of a VM's runner; answers from which byte on the output of the job is wanted.
+
+        Unavailable, upon which it is told again, while nobody watches the VM or knows the job; Invalid for what no
+        runner of ours says.
+        """
+        if len(report.data) > MAX_OUTPUT:
+            raise Invalid.field("data", f"must have at most {MAX_OUTPUT} bytes")
+        with self._changed:
+            known = self._ready.get(vm_id)
+            held = self._held.get(report.id)
+            if known is not None:
+                self._ready[vm_id] = True
+                self._changed.notify_all()
+        if known is None:
+            raise Unavailable("nobody watches this VM")
+        if not known:
+            self._listener.on_ready(vm_id)
+        if not report.id:
+            return 0
+        if held is None or held.vm_id != vm_id:
+            raise Unavailable("this job is not known yet")
+        with held.lock:
+            self._take(held, report)
+            return held.offset
+
+    def _take(self, held: _Held, report: Report) -> None:
+        name = report.id
+        if report.data:
+            new = (
+                report.data[held.offset - report.offset :] if report.offset <= held.offset else b""
+            )
+            if new:
+                self._listener.on_output(name, new)
+                held.offset += len(new)
+        elif report.stage == NOTE:
+            self._listener.on_diagnosis(name, report.message[:MESSAGE_LIMIT])
+        elif report.stage == ALIVE:
+            self._listener.on_inactive(name, report.inactive_s)
+        elif report.stage not in set(Stage):
+            raise Invalid.field("stage", f"must be one of {', '.join(Stage)}, {NOTE} and {ALIVE}")
+        else:
+            stage = Stage(report.stage)
+            held.is_over |= stage in ENDS
+            self._listener.on_state(name, stage, report.exit_status, report.message[:MESSAGE_LIMIT])
+
+    # Steps ----------------------------------------------------------------------------------------
+
+    def _begin(self, step: Callable[..., None], *args: object) -> None:
+        threading.Thread(target=self._guarded, args=(step, *args), daemon=True).start()
+
+    def _guarded(self, step: Callable[..., None], *args: object) -> None:
+        try:
+            step(*args)
+        except Exception:  # a thread would swallow it without a word
+            logger.exception("an order to a VM failed")
+
+    def _submit(self, submission_id: str) -> None:
+        held = self._held.get(submission_id)
+        if held is None or not self._wait_until_ready(held.vm_id):
+            return
+        try:
+            for port in held.order.ports:
+                self._vms.publish(held.vm_id, port)
+        except (Upstream, Unsupported, Unavailable) as error:
+            text = f"ports_binding_failed: {error.message}"
+            self._listener.on_state(submission_id, Stage.FAILED, None, text[:MESSAGE_LIMIT])
+            return
+        self._call(held.vm_id, submission_id, "SubmitJob", _message(held.order))
+
+    def _release(self, vm_id: str, submission_id: str, ports: tuple[int, ...]) -> None:
+        try:
+            for port in ports:
+                self._vms.withdraw(vm_id, port)
+            self._vms.ask_guest(vm_id, "ReleaseJob", Empty, {"id": submission_id})
+        except CasemateError as error:
+            # The next job wipes all the same.
+            logger.info("VM %s: job %s was not released: %s", vm_id, submission_id, error.message)
+
+    def _call(self, vm_id: str, submission_id: str, method: str, params: dict[str, Any]) -> None:
+        """Asks the runner of a VM until it takes the call, the job is over or nobody wants it any more."""
+        while self._wait_until_ready(vm_id):
+            held = self._held.get(submission_id)
+            if held is None or held.is_over:
+                return
+            try:
+                self._vms.ask_guest(vm_id, method, Empty, params)
+                return
+            except NotFound:
+                return  # its end is noticed by whoever looks after it
+            except CasemateError as error:
+                logger.info("VM %s: %s: %s", vm_id, method, error.message)
+            with self._changed:
+                self._changed.wait(AGAIN_S)
+
+    def _wait_until_ready(self, vm_id: str) -> bool:
+        """Waits until a VM's runner speaks; False when it is watched no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._ready.get(vm_id, True))
+            return not self._closed and vm_id in self._ready
+
+    def _look(self) -> None:
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, LOOK_S):
+                    return
+                watched = list(self._ready)
+            for vm_id in watched:
+                self._guarded(self._look_after, vm_id)
+
+    def _look_after(self, vm_id: str) -> None:
+        if lost := self._end_of(vm_id):
+            self.forget(vm_id)
+            self._listener.on_lost(vm_id, lost)
+
+    def _end_of(self, vm_id: str) -> str:
+        """Why a VM's runner will speak no more; "" while it may."""
+        info = self._vms.info(vm_id)
+        if info is None:
+            return "the VM was removed"
+        if info["boot_error"]:
+            return f"the boot failed: {info['boot_error']}"
+        if info["status"] not in ENDED:
+            return ""
+        said = [each["body"] for each in info["events"] if each["event"] == "vmm.exit"]
+        return said[-1] if said else f"the VM is {info['status']}"
+
+
+def _message(order: JobOrder) -> dict[str, Any]:
+    """The request of SubmitJob."""
+    user, password = order.registry_auth or ("", "")
+    return {
+        "id": order.submission_id,
+        "image": order.image,
+        "entrypoint": order.entrypoint,
+        "command": list(order.command),
+        "env": [{"name": name, "value": value} for name, value in order.env.items()],
+        "user": order.user,
+        "working_dir": order.working_dir,
+        "home_dir": order.home_dir,
+        "privileged": order.privileged,
+        "authorized_keys": list(order.authorized_keys),
+        "registry_username": user,
+        "registry_password": password,
+        "offset": order.output_offset,
+    }

@@ -77,10 +77,10 @@ def _usual_sizes(room: Room) -> Iterator[Size]:
         cpus *= 2
 
 
-def clip(resources: Spec, room: Room) -> Spec:
+def clip(resources: Spec, room: Room, *, vendor: str | None = None) -> Spec:
     """Resources whose untouched default minima are no more than the host has.
 
-    A client fills them in before it sends, so that they cannot be told from a wish.
+    A client fills them in before it sends, so that they cannot be told from a wish.  GPUs of no vendor are `vendor`'s.
     """
     found = copy.deepcopy(resources)
     cpus, memory = found["cpu"]["count"], found["memory"]
@@ -91,7 +91,7 @@ def clip(resources: Spec, room: Room) -> Spec:
         memory["min"] = min(DEFAULT_MEMORY_GB, float(largest_memory(room.memory_mib, cpus["min"])))
     gpu = found["gpu"]
     if gpu is not None and gpu["vendor"] is None and gpu["count"]["max"] != 0:
-        gpu["vendor"] = "nvidia"
+        gpu["vendor"] = vendor
     return found
 
 
@@ -171,7 +171,9 @@ def effective(spec: Spec, room: Room, *, name: str | None, public_key: str | Non
     found["repo_id"] = found["repo_id"] or "none"
     found["repo_data"] = found["repo_data"] or {"repo_type": "virtual"}
     found["ssh_key_pub"] = found["ssh_key_pub"] or public_key
-    configuration["resources"] = clip(configuration["resources"], room)
+    # What runs without an image of its own knows the one kind of GPU alone.
+    vendor = None if configuration["image"] else "nvidia"
+    configuration["resources"] = clip(configuration["resources"], room, vendor=vendor)
     if configuration["priority"] is None:
         configuration["priority"] = 0
     return found
@@ -183,7 +185,7 @@ def effective_fleet(spec: Spec, room: Room, *, name: str | None) -> Spec:
     found["configuration"]["name"] = name
     resources = found["configuration"]["resources"]
     if resources is not None:
-        found["configuration"]["resources"] = clip(resources, room)
+        found["configuration"]["resources"] = clip(resources, room, vendor="nvidia")
     return found
 
 
@@ -194,7 +196,7 @@ def counts(spec: Spec) -> tuple[int, int]:
     """How many replicas a run has at first, and how many jobs each of them has."""
     configuration = spec["configuration"]
     replicas = configuration.get("replicas")
-    return (replicas["min"] or 0) if replicas else 1, configuration.get("nodes") or 1
+    return (replicas["min"] or 1) if replicas else 1, configuration.get("nodes") or 1
 
 
 def job_specs(spec: Spec, replica_num: int) -> list[Spec]:
@@ -229,7 +231,7 @@ def _job_spec(spec: Spec, replica_num: int, job_num: int, nodes: int) -> Spec:
         "utilization_policy": wanted["utilization_policy"],
         "registry_auth": configuration["registry_auth"],
         "requirements": {
-            "resources": configuration["resources"],
+            "resources": _for_this_machine(configuration),
             "max_price": wanted["max_price"],
             "spot": {None: False, "on-demand": False, "spot": True}.get(wanted["spot_policy"]),
             "reservation": wanted["reservation"],
@@ -251,6 +253,13 @@ def _job_spec(spec: Spec, replica_num: int, job_num: int, nodes: int) -> Spec:
         "node_group_name": "0",
         "node_group_job_index": job_num,
     }
+
+
+def _for_this_machine(configuration: Spec) -> Spec:
+    resources: Spec = configuration["resources"]
+    if configuration["image"] or resources["cpu"]["arch"]:
+        return resources
+    return {**resources, "cpu": {**resources["cpu"], "arch": "x86"}}
 
 
 def _first(value: Any, otherwise: Any) -> Any:
@@ -355,7 +364,7 @@ def ide_url(spec: Spec) -> str | None:
     ide = configuration.get("ide")
     if ide is None:
         return None
-    folder = configuration["working_dir"] or "/workflow"
+    folder = configuration["working_dir"] or configuration["home_dir"]
     if ide == "zed":
         return f"zed://ssh/{spec['run_name']}{folder}"
     return f"{_SCHEMES[ide]}://vscode-remote/ssh-remote+{spec['run_name']}{folder}"
@@ -402,11 +411,43 @@ _UPDATABLE: Mapping[str, frozenset[str]] = {
     "task": frozenset({"priority"}),
     "dev-environment": frozenset({"priority", "inactivity_duration"}),
     "service": frozenset(
-        ["priority", "replicas", "scaling", "port", "probes", "resources", "volumes", "docker", "files", "image", "user", "privileged", "entrypoint", "working_dir", "python", "nvcc", "single_branch", "env", "shell", "commands"]
+        [
+            "priority",
+            "replicas",
+            "scaling",
+            "port",
+            "probes",
+            "resources",
+            "volumes",
+            "docker",
+            "files",
+            "image",
+            "user",
+            "privileged",
+            "entrypoint",
+            "working_dir",
+            "python",
+            "nvcc",
+            "single_branch",
+            "env",
+            "shell",
+            "commands",
+        ]
     ),
 }
 _UPDATABLE_OF_FLEETS = frozenset(
-    ["nodes", "reservation", "tags", "resources", "backends", "regions", "availability_zones", "instance_types", "spot_policy", "max_price"]
+    [
+        "nodes",
+        "reservation",
+        "tags",
+        "resources",
+        "backends",
+        "regions",
+        "availability_zones",
+        "instance_types",
+        "spot_policy",
+        "max_price",
+    ]
 )
 
 

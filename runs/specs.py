@@ -556,3 +556,6 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{1,40}")
 def is_name(text: str) -> bool:
     """Whether a text may name a run or a fleet."""
     return _NAME.fullmatch(text) is not None
+
+
+NAME_RULE = "Resource name should match regex '^[a-z][a-z0-9-]{1,40}$'"

@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from core import files, proc
 from core.errors import CasemateError, Unavailable
-from models.base import change_watch
 from models.cluster import Cluster, ClusterNode
 from models.port import PortLease
 from models.vm import Vm
@@ -42,7 +41,8 @@ FOLDER = "balancer"
 FILE = "haproxy.cfg"
 # How long its end, or a row's change, may go unnoticed by the background process.
 LOOK_S = 0.25
-SWEEP_S = 5.0
+# One that fails at once must not be started in a tight loop.
+RETRY_S = 5.0
 # Starting and loading take milliseconds; a busy host is slow.
 READY_S = 20.0
 ANSWER_S = 5.0
@@ -86,17 +86,30 @@ class Balancer:
             else:
                 self._end()
 
+    def seen(self) -> object:
+        """What settling depends on: equal to an earlier answer when there is nothing to do since."""
+        with self.vms.database.reading() as session:
+            return missing(), read_fronts(session), process.find(self.folder)
+
     def _serve(self, fronts: list[Front]) -> None:
         text = front.render(fronts, _SCRIPT.read_bytes())
         if text != self._file():
             self._write(text)
         found = self._find()
         if found is None:
+            (self.folder / "stderr.log").unlink(missing_ok=True)
             process.spawn(self.folder, [PROGRAM, "-W", "-f", FILE])
         elif self._loaded() != front.revision(text):
             _signal(found, signal.SIGUSR2)
         self._await(front.revision(text))
-        self._ask_all([line for each in fronts for line in front.commands(each)])
+        before = self.stats()
+        for each in fronts:
+            closed = [
+                name
+                for name, row in before.get(each.id, {}).items()
+                if row["status"].startswith("MAINT")
+            ]
+            self._change(front.commands(each, closed))
 
     def _file(self) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -152,18 +165,29 @@ class Balancer:
         pairs = (line.partition(": ") for line in self._ask("show info").splitlines())
         return {name: value for name, found, value in pairs if found}
 
-    def stat(self, front_id: str) -> dict[str, dict[str, str]]:
-        """The counters of a front (`FRONTEND`, `BACKEND`) and of its servers by name.
+    def uptime_s(self) -> int:
+        """For how long it has served its configuration."""
+        return int(self.info().get("Uptime_sec", 0))
 
-        Unavailable when HAProxy does not answer or does not serve that front.
+    def stats(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Of each front the counters of itself (`FRONTEND`, `BACKEND`) and of its servers by name.
+
+        Unavailable when HAProxy does not answer.
         """
-        told = self._ask(f"show stat {front_id} 7 -1").removeprefix("# ")
-        rows = {row["svname"]: row for row in csv.DictReader(told.splitlines()) if "svname" in row}
-        if "FRONTEND" not in rows:
-            raise Unavailable("the balancer does not serve this cluster yet")
-        return rows
+        told = self._ask("show stat").removeprefix("# ")
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        for row in csv.DictReader(told.splitlines()):
+            found.setdefault(row["pxname"], {})[row["svname"]] = row
+        return found
 
-    def _ask_all(self, lines: Iterable[str]) -> None:
+    def stat(self, front_id: str) -> dict[str, dict[str, str]]:
+        """The same of one front; Unavailable also when HAProxy does not serve it."""
+        found = self.stats().get(front_id)
+        if found is None:
+            raise Unavailable("the balancer does not serve this cluster yet")
+        return found
+
+    def _change(self, lines: Iterable[str]) -> None:
         for line in lines:
             told = self._ask(line).strip()
             # What it says of an address that it changed or kept is no complaint.
@@ -190,6 +214,8 @@ class Keeper:
 
     balancer: Balancer
     stopping: threading.Event = field(default_factory=threading.Event)
+    # What it was when it was settled last.
+    settled: object = None
     trouble: str = ""
 
     def start(self) -> None:
@@ -201,18 +227,17 @@ class Keeper:
         self.stopping.set()
 
     def _watch(self) -> None:
-        changed = change_watch(self.balancer.vms.database.path)
-        settled = -SWEEP_S
+        looked = -RETRY_S
         while not self.stopping.wait(LOOK_S):
-            has_ended = settled >= 0 and process.find(self.balancer.folder) is None
-            due = time.monotonic() - settled > SWEEP_S
-            if changed() or due or has_ended:
-                self._settle()
-                settled = time.monotonic()
+            if not self.trouble or time.monotonic() - looked > RETRY_S:
+                looked = time.monotonic()
+                self._look()
 
-    def _settle(self) -> None:
+    def _look(self) -> None:
         try:
-            self.balancer.settle()
+            if self.balancer.seen() != self.settled:
+                self.balancer.settle()
+                self.settled = self.balancer.seen()
             self.trouble = ""
         except CasemateError as error:
             # Said once, not at every look.
@@ -221,16 +246,15 @@ class Keeper:
             self.trouble = error.message
         except Exception:  # a full disk passes, and the watch must go on
             logger.exception("the balancer could not be looked after")
+            self.trouble = "internal error"
 
 
-def read_fronts(session: Session) -> list[Front]:
-    """The fronts of all clusters that are to be served."""
-    clusters = session.scalars(
-        select(Cluster)
-        .where(Cluster.is_removed.is_(False))
-        .order_by(Cluster.created_ms, Cluster.id)
-        .options(defer(Cluster.order))
-    ).all()
+def read_fronts(session: Session, cluster_id: str | None = None) -> list[Front]:
+    """The fronts of all clusters that are to be served, or of one of them."""
+    served = select(Cluster).where(Cluster.is_removed.is_(False))
+    if cluster_id is not None:
+        served = served.where(Cluster.id == cluster_id)
+    clusters = session.scalars(served.order_by(Cluster.created_ms, Cluster.id)).all()
     ports = _ports(session)
     return [_front(cluster, ports) for cluster in clusters]
 

@@ -27,7 +27,6 @@ PORTS_MOST = 20
 DEPTH_MOST = 64
 EVENTS_MOST = 50_000
 
-_BLOCK = 512
 _SHORT_PORT = re.compile(
     r"(?:(?P<ip>\[[^\]]*\]|[0-9.]+):)?(?P<published>\d{1,5})(?:-(?P<last>\d{1,5}))?"
     r":\d{1,5}(?:-\d{1,5})?(?:/(?P<protocol>\w+))?"
@@ -90,9 +89,7 @@ def guest_ports(text: str) -> tuple[int, ...]:
     """The guest's ports that get a host port: its own pages, and what the compose text publishes."""
     ports = published(text)
     if len(ports) > PORTS_MOST:
-        raise Invalid.field(
-            "dockercompose", f"publishes more than {PORTS_MOST} TCP ports"
-        )
+        raise Invalid.field("dockercompose", f"publishes more than {PORTS_MOST} TCP ports")
     return tuple(dict.fromkeys((GUEST_PORT, *ports)))
 
 
@@ -108,7 +105,7 @@ def check_docker_files(raw: bytes) -> str:
     except (tarfile.TarError, ValueError, EOFError):
         end = -1
     # What follows the last file is zeros: a damaged header ends the reading without an error.
-    if end < 0 or len(raw) < end or raw[max(0, end - _BLOCK) :].strip(b"\0"):
+    if end < 0 or len(raw) < end or raw[end:].strip(b"\0"):
         raise Invalid.field(
             "dockerfiles",
             "is not a whole uncompressed tar; a client that reads it as text damages every byte "
@@ -139,9 +136,7 @@ def app_compose(name: str, text: str, measured: Measured, names: Iterable[str]) 
 
 def canonical(document: Mapping[str, Any]) -> str:
     """The one text of a document (apps.md section 2)."""
-    return json.dumps(
-        document, sort_keys=True, indent=4, separators=(",", ":"), ensure_ascii=False
-    )
+    return json.dumps(document, sort_keys=True, indent=4, separators=(",", ":"), ensure_ascii=False)
 
 
 def parsed(app_compose_text: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Source: HAProxy's configuration manual, version 2.6; secretvm.md section 6, "Loa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,11 +50,20 @@ _BALANCE = {
 
 
 class Traffic(StrEnum):
-    """What a node is to get of its front's requests: its share, those that stick to it, or none."""
+    """What a node is to get of its front's requests: its share, those that stick to it, or none.
+
+    One that leaves drains, and does not come back.
+    """
 
     OPEN = "open"
     DRAIN = "drain"
     CLOSED = "closed"
+    LEAVING = "leaving"
+
+    @property
+    def state(self) -> str:
+        """HAProxy's word for it."""
+        return {"open": "ready", "closed": "maint"}.get(self, "drain")
 
 
 @dataclass(frozen=True)
@@ -121,15 +130,18 @@ def revision(text: str) -> str:
     return hashlib.sha256("\n".join(fixed).encode()).hexdigest()[:32]
 
 
-def commands(front: Front) -> Iterator[str]:
-    """What brings the servers of a running front to where the rendered file has them."""
-    states = {Traffic.OPEN: "ready", Traffic.DRAIN: "drain", Traffic.CLOSED: "maint"}
+def commands(front: Front, closed: Collection[str]) -> Iterator[str]:
+    """What brings the servers of a running front, of which some are `closed`, to where the rendered file has them."""
     for server in front.slots():
         name = f"{front.id}/{server.name}"
         yield f"set server {name} addr {server.address} port {server.port}"
         yield f"set server {name} check-port {server.check_port}"
         yield f"set server {name} weight {server.weight}"
-        yield f"set server {name} state {states[server.traffic]}"
+        state = f"set server {name} state {server.traffic.state}"
+        if server.name in closed and server.traffic is not Traffic.CLOSED:
+            # HAProxy thinks well of who comes back until a check says otherwise; here checks come first.
+            state += f"; set server {name} health down"
+        yield state
 
 
 def cookie(front_id: str) -> str:
@@ -204,12 +216,25 @@ def _listen(front: Front) -> Iterator[str]:
     if front.sticky:
         yield f"  cookie {cookie(front.id)} insert indirect nocache httponly"
     if front.strategy.is_scripted:
-        # Whoever has a node already stays there; its server may be one that the script would not choose.
-        stays = f"unless {{ req.cook({cookie(front.id)}) -m found }}"
-        yield f"  use-server %[lua.{front.strategy}({front.id})] {stays if front.sticky else 'if TRUE'}"
+        yield from _script(front)
     yield from _checks(front)
     for server in front.slots():
         yield _SERVER + _server(server)
+
+
+def _script(front: Front) -> Iterator[str]:
+    chosen = f"  use-server %[lua.{front.strategy}({front.id})] if"
+    if not front.sticky:
+        yield f"{chosen} TRUE"
+        return
+    # Who has a node already stays there, also where the script would choose another.  Of a server that the script
+    # chose HAProxy thinks that the client had named it, and gives no cookie.
+    name = cookie(front.id)
+    yield f"  http-request set-var(txn.new) int(1) unless {{ req.cook({name}) -m found }}"
+    yield f"{chosen} {{ var(txn.new) -m found }}"
+    given = f'"{name}=%s; path=/; HttpOnly" if {{ var(txn.new) -m found }}'
+    yield f"  http-after-response add-header Set-Cookie {given}"
+    yield "  http-after-response add-header Cache-Control private if { var(txn.new) -m found }"
 
 
 def _checks(front: Front) -> Iterator[str]:
@@ -228,7 +253,7 @@ def _checks(front: Front) -> Iterator[str]:
 
 
 def _server(server: Server) -> str:
-    weight = 0 if server.traffic is Traffic.DRAIN else server.weight
+    weight = 0 if server.traffic.state == "drain" else server.weight
     disabled = " disabled" if server.traffic is Traffic.CLOSED else ""
     return (
         f"{server.name} {server.address}:{server.port} port {server.check_port} "

@@ -187,7 +187,9 @@ class Worker:
             result = KINDS[work[0]].function(work[1])
         except CasemateError as error:
             self._end(job_id, status=Status.FAILED, error=error.message)
-        except Exception as error:  # a thread of the queue would only log it, and the job run for ever
+        except (
+            Exception
+        ) as error:  # a thread of the queue would only log it, and the job run for ever
             logger.exception("job %s failed", job_id)
             self._end(job_id, status=Status.FAILED, error=_told(error))
         else:

@@ -43,7 +43,7 @@ KEY_FILE = "secretvm-keys.json"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 _SALTED = b"Salted__"
 _KEY_TEXT = re.compile(rb"[A-Za-z0-9+/]{43}=")
-_OAEP = rsa_padding.OAEP(rsa_padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303 (the client's choice)
+_OAEP = rsa_padding.OAEP(rsa_padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)
 
 
 @dataclass(frozen=True)

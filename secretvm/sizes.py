@@ -26,9 +26,7 @@ def find(config: Config, type_id: str) -> VmTypeConfig:
 def fits(config: Config, size: VmTypeConfig) -> bool:
     """Whether this host could run a VM of that size with nothing else running."""
     cvm = config.cvm
-    return (
-        size.cpu <= cvm.max_allocable_vcpu and size.ram * 1024 <= cvm.max_allocable_memory_in_mb
-    )
+    return size.cpu <= cvm.max_allocable_vcpu and size.ram * 1024 <= cvm.max_allocable_memory_in_mb
 
 
 def price(config: Config, size: VmTypeConfig) -> float:

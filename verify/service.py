@@ -79,7 +79,7 @@ class Verifier:
         if self._root_ca == NONE:
             return Roots()
         try:
-            return read_roots(read_capped(self._root_ca, MAX_ROOTS))
+            return read_roots(read_capped(self._root_ca.resolve(), MAX_ROOTS))
         except (OSError, VerificationError) as error:
             # Without its path: whoever may send evidence reads this.
             why = getattr(error, "strerror", error)

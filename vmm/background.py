@@ -15,11 +15,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy import select as select_rows
 
 from core.errors import CasemateError, NotFound
+from core.messages import Report
 from models.base import change_watch
 from models.vm import Vm
 from vmm import process, records, rotation, simulation, vsock
@@ -51,6 +52,14 @@ class Duty(Protocol):
 
     def stop(self) -> None:
         """Asks it to end; may be killed instead at any time."""
+
+
+@runtime_checkable
+class Hears(Protocol):
+    """A duty that takes what the runners of VMs report (guest/runner.py)."""
+
+    def heard(self, vm_id: str, report: Report) -> int:
+        """Takes a report quickly, in any thread; answers as vmm.hostapi.Heard."""
 
 
 @dataclass
@@ -146,7 +155,11 @@ class Background:
             vm_id = session.scalar(alive)
         if vm_id is None:
             raise NotFound(f"no running VM has the number {cid}")
-        return HostApi(vm_id, self.vms.config, self.vms.database).answer
+        return self._api(vm_id).answer
+
+    def _api(self, vm_id: str) -> HostApi:
+        hears = next((duty.heard for duty in self.duties if isinstance(duty, Hears)), None)
+        return HostApi(vm_id, self.vms.config, self.vms.database, hears)
 
     def _stop(self, signum: int, frame: object) -> None:
         self.stopping = True
@@ -240,9 +253,8 @@ class Background:
             known = self.watched[vm_id] = Watched(found, pidfd)
             self.selector.register(pidfd, selectors.EVENT_READ, (vm_id, "ended"))
         if known is not None and known.port is None:
-            api = HostApi(vm_id, self.vms.config, self.vms.database)
             try:
-                known.port = Port(workdir.host_socket, api.answer)
+                known.port = Port(workdir.host_socket, self._api(vm_id).answer)
             except OSError:
                 return  # not listening yet, or ending: the next sweep tries again
             self.selector.register(known.port.socket, selectors.EVENT_READ, (vm_id, "speaks"))

@@ -23,9 +23,8 @@ def write(workdir: WorkDir, vm: Vm, made: Plan, vm_config: dict[str, Any], confi
     record(workdir, vm)
     workdir.share_json(".sys-config.json", _sys_config(vm, made, vm_config, config))
     if vm.simulated_tee:
-        seed = simulation.seed(config.tee_dir)
         workdir.share_json(
-            ".tee-simulator.json", {"platform": vm.simulated_tee, "seed": seed.hex()}
+            ".tee-simulator.json", simulation.of_guest(config.tee_dir, vm.simulated_tee)
         )
     else:
         workdir.unshare(".tee-simulator.json")

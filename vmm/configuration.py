@@ -14,13 +14,14 @@ from image import registry
 from vmm import companion, gpu
 from vmm.network import Port, check_apart, check_nics, check_port, check_reachable
 from vmm.schemas import Configuration
+from vmm.simulation import SNP as SIMULATED_SNP
 
 COMPOSE_LIMIT = 50 * 1024**2
 ENCRYPTED_ENV_LIMIT = 256 * 1024
 USER_CONFIG_LIMIT = 50 * 1024**2
 URLS_MOST, URL_LIMIT = 16, 512
-# What attest_sim can play; dstack names more (vmm.md section 3).
-SIMULATED_PLATFORMS = ("dstack-tdx",)
+# What attest_sim can play, the usual one first; dstack names more (vmm.md section 3).
+SIMULATED_PLATFORMS = ("dstack-tdx", SIMULATED_SNP)
 
 _NAME = re.compile(r"[A-Za-z0-9\-_. @~!$^()]+")
 _APP_ID = re.compile(r"[0-9a-f]{40}")
@@ -57,9 +58,11 @@ def check(
     raw = check_compose(wanted.compose_file)
     app = compose.AppCompose.parse(raw)
     _check_devices(wanted, ports, app, config, root)
+    image = _image(wanted.image, config)
+    _check_key_provider(app, image)
     return Checked(
         name=check_name(wanted.name),
-        image=_image(wanted.image, config),
+        image=image,
         app_id=_app_id(wanted.app_id) or compose.app_id(raw).hex(),
         ports=ports,
         simulated_tee=_simulated(wanted, config, host_tee),
@@ -169,6 +172,16 @@ def _check_devices(
         companion.check_installed("passt", "networking.mode")
     if app.key_provider == "tpm":
         companion.check_installed("swtpm", "compose_file")
+
+
+def _check_key_provider(app: compose.AppCompose, image: registry.Image) -> None:
+    # The guest would refuse it as well, a minute later.
+    if app.key_provider == "local" and image.is_ours:
+        raise Invalid.field(
+            "compose_file",
+            f"key_provider local is not offered by image {image.name}, which cannot check the quote of an SGX "
+            "key provider; choose kms or tpm, or none for keys and a disk that last one boot",
+        )
 
 
 def _image(name: str, config: Config) -> registry.Image:

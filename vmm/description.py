@@ -25,7 +25,7 @@ def describe(vm: Vm | SimpleNamespace, config: Config, *, brief: bool) -> dict[s
     return {
         "id": vm.id,
         "name": vm.name,
-        "status": _status(vm, config),
+        "status": status_of(vm, config),
         "uptime": duration(now - vm.started_ms) if is_up and vm.started_ms else "never",
         "app_url": _app_url(vm, config),
         "app_id": vm.app_id,
@@ -59,7 +59,7 @@ def duration(milliseconds: int) -> str:
     return " ".join(parts) or "0s"
 
 
-def _status(vm: Vm | SimpleNamespace, config: Config) -> str:
+def status_of(vm: Vm | SimpleNamespace, config: Config) -> str:
     """The status word; a VM at rest whose folder or image cannot be read is `unknown`."""
     at_rest = vm.observed == Observed.ABSENT and vm.wished != Wished.REMOVED
     if at_rest and ("unreadable" in vm.options or not _has_files(vm, config)):

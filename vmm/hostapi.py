@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 
 from core.config import Config
 from core.errors import Invalid, NotFound, RateLimited, Unsupported
@@ -16,8 +17,11 @@ from core.messages import (
     GetSealingKeyRequest,
     GetSealingKeyResponse,
     HostInfo,
+    JobReceipt,
+    JobReport,
     Note,
     Notification,
+    Report,
 )
 from core.prpc import Empty, Service
 from models.base import Database
@@ -35,10 +39,16 @@ SEALING_PAUSE_S = 10.0
 _HEX_ID = re.compile(r"[0-9a-f]{40}|")
 
 
+# Takes what the runner of a VM reports; answers from which byte on it wants the output.  Unavailable has it told again.
+Heard = Callable[[str, Report], int]
+
+
 class HostApi:
     """The Host API as one VM sees it."""
 
-    def __init__(self, vm_id: str, config: Config, database: Database) -> None:
+    def __init__(
+        self, vm_id: str, config: Config, database: Database, heard: Heard | None = None
+    ) -> None:
         self.vm_id = vm_id
         self.config = config
         self.database = database
@@ -49,6 +59,10 @@ class HostApi:
         self.service.method("GetSealingKey", GetSealingKeyRequest, GetSealingKeyResponse)(
             self.get_sealing_key
         )
+        if heard is not None:
+            self.service.method("Job", JobReport, JobReceipt)(
+                lambda report: {"offset": heard(vm_id, report)}
+            )
 
     def answer(self, method: str, params: object) -> object:
         """Answers one call of the guest; refusals are CasemateErrors."""

@@ -21,6 +21,7 @@ from image.registry import Image
 from models.vm import Vm
 from vmm import companion, gpu, network, numa, qemu, records
 from vmm.host import Account, Host
+from vmm.simulation import SNP as SIMULATED_SNP
 from vmm.workdir import WorkDir
 
 # The processor that SEV-SNP launch measurements are computed for.
@@ -83,12 +84,8 @@ def uses_vsock(setting: str, tee: str, image: Image, host: Host) -> bool:
         raise Invalid(
             "cvm.channel is vsock, but /dev/vhost-vsock does not open: modprobe vhost_vsock"
         )
-    return setting == "vsock" or setting == "auto" and host.has_vsock and not _is_ours(image)
-
-
-def _is_ours(image: Image) -> bool:
     # The guest in Casemate's own images speaks over virtio-serial alone.
-    return str(json.loads(image.metadata).get("name", "")).startswith("casemate-")
+    return setting == "vsock" or setting == "auto" and host.has_vsock and not image.is_ours
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,9 @@ class _Start:
             companions=self.companions(),
             bound=self.ports,
             networks=self.networks(),
-            mr_config=self.document if self.platform else "",
+            mr_config=self.document
+            if self.platform or self.vm.simulated_tee == SIMULATED_SNP
+            else "",
             switches=sum(device.is_switch for device in self.devices),
         )
 
@@ -201,7 +200,8 @@ class _Start:
         values = {
             "app_id": self.vm.app_id,
             "compose_hash": compose.compose_hash(self.vm.compose_file.encode()).hex(),
-            "instance_id": self.vm.instance_id,
+            # With keys for one boot it is another one at each.
+            "instance_id": self.vm.instance_id if self.app.key_provider != "none" else None,
             "key_provider": self.app.key_provider,
             "key_provider_id": self.app.key_provider_id.hex(),
             "version": 3,
@@ -247,7 +247,7 @@ class _Start:
         mode = self.config.cvm.host_share_mode
         if mode == "vhd":
             return qemu.Share("vhd", self.workdir.shared_image)
-        if mode == "9p" and _is_ours(self.image):
+        if mode == "9p" and self.image.is_ours:
             raise Invalid(
                 f"cvm.host_share_mode is 9p, which the kernel of image {self.image.name} does not "
                 "know; use vhd"
@@ -260,11 +260,14 @@ class _Start:
     def ports(self) -> tuple[network.Port, ...]:
         """The VM's host ports, held against the rules of today: they may have changed since it was made."""
         return tuple(
-            network.check_port(
+            # The service's own choice needs nobody's leave.
+            records.port_of(lease)
+            if lease.own
+            else network.check_port(
                 *(index, lease.protocol, lease.host_address, lease.host_port, lease.vm_port),
                 self.config.cvm.port_mapping,
             )
-            for index, lease in enumerate(map(records.port_of, self.vm.ports))
+            for index, lease in enumerate(self.vm.ports)
         )
 
     @cached_property
@@ -355,16 +358,20 @@ def vm_config(vm: Vm, image: Image, made: Plan, config: Config, host: Host) -> d
         "channel": "serial" if machine.cid is None else "vsock",
     }
     told |= _measurement(machine, vm, image)
-    if isinstance(machine.tee, qemu.Snp):
+    if _is_snp(machine, vm):
         told["mr_config"] = made.mr_config
     return {key: value for key, value in told.items() if value is not None}
+
+
+def _is_snp(machine: qemu.Machine, vm: Vm) -> bool:
+    return isinstance(machine.tee, qemu.Snp) or vm.simulated_tee == SIMULATED_SNP
 
 
 def _measurement(machine: qemu.Machine, vm: Vm, image: Image) -> dict[str, Any]:
     # The image's own description for verifiers, where its builder wrote one.
     if machine.tee is None and not vm.simulated_tee:
         return {}
-    kind = "snp" if isinstance(machine.tee, qemu.Snp) else "tdx"
+    kind = "snp" if _is_snp(machine, vm) else "tdx"
     try:
         proof = {
             "checksum_file": _base64(image.directory / "sha256sum.txt"),

@@ -49,7 +49,7 @@ from vmm import (
 )
 from vmm.host import Host
 from vmm.lifecycle import Action, Observed, Wished, next_action
-from vmm.workdir import WorkDir
+from vmm.workdir import NETWORKS, WorkDir
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,6 @@ CLEAR_S_PER_GIB = 1.0
 LISTEN_S = 5.0
 STOP_GRACE_S = 3.0
 LOCK_PATIENCE_S = 60.0
-
-# The networks as launched: the row may say by now what the next start is to have.
-NETWORKS = "runtime-networks.json"
 
 _TERMINAL = re.compile(r"pty:(/dev/pts/\d+)")
 _BOOT_FAILED = re.compile(r"casemate: boot failed: (.{1,500})")

@@ -142,7 +142,7 @@ def lease_own_ports(session: Session, vm: Vm, guest_ports: Sequence[int], addres
     has = {lease.vm_port for lease in vm.ports if lease.own}
     for guest_port in dict.fromkeys(guest_ports):
         if guest_port not in has:
-            port = _free_port(session, address, guest_port)
+            port = free_port(session, address, guest_port)
             vm.ports.append(
                 PortLease(
                     position=OWN_POSITION + guest_port,
@@ -156,9 +156,27 @@ def lease_own_ports(session: Session, vm: Vm, guest_ports: Sequence[int], addres
             session.flush()
 
 
-def _free_port(session: Session, address: str, guest_port: int) -> network.Port:
+def own_ports(session: Session, vm_id: str) -> dict[int, network.Port]:
+    """The ports that the service leads to a VM by its own choice, by the guest's."""
+    leases = select(PortLease).where(PortLease.vm_id == vm_id, PortLease.own)
+    return {lease.vm_port: port_of(lease) for lease in session.scalars(leases)}
+
+
+def drop_own_port(session: Session, vm_id: str, guest_port: int) -> None:
+    """Gives the host port of a guest port back, if the service chose one."""
+    session.execute(
+        delete(PortLease).where(
+            PortLease.vm_id == vm_id, PortLease.own, PortLease.vm_port == guest_port
+        )
+    )
+
+
+def free_port(
+    session: Session, address: str, guest_port: int, among: Sequence[int] = OWN_PORTS
+) -> network.Port:
+    """A TCP port of the host that nobody holds, for a guest's port; Unavailable when there is none."""
     taken = set(session.scalars(select(PortLease.host_port)))
-    free = [number for number in OWN_PORTS if number not in taken]
+    free = [number for number in among if number not in taken]
     for number in random.sample(free, len(free)):
         port = network.Port("tcp", address, number, guest_port)
         try:
@@ -166,7 +184,7 @@ def _free_port(session: Session, address: str, guest_port: int) -> network.Port:
         except Conflict:
             continue
         return port
-    raise Unavailable(f"no host port of {OWN_PORTS.start} to {OWN_PORTS.stop - 1} is free")
+    raise Unavailable(f"no host port of {among[0]} to {among[-1]} is free")
 
 
 def assign_cid(session: Session, vm: Vm, config: Config) -> None:

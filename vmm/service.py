@@ -9,6 +9,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import select
@@ -17,7 +18,15 @@ from sqlalchemy.exc import OperationalError
 from attest import compose
 from core import faults, http, logs, prpc
 from core.config import Config
-from core.errors import Conflict, Invalid, NotFound, Unavailable, Upstream, UpstreamTimeout
+from core.errors import (
+    CasemateError,
+    Conflict,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Upstream,
+    UpstreamTimeout,
+)
 from image import registry
 from models.account import Project
 from models.base import Database
@@ -29,6 +38,7 @@ from vmm import (
     companion,
     disk,
     gpu,
+    hostfwd,
     listing,
     network,
     pci,
@@ -38,10 +48,11 @@ from vmm import (
     records,
     registration,
     revisions,
+    simulation,
 )
 from vmm.change import RESOURCES, changed
 from vmm.configuration import check, check_compose, check_name
-from vmm.description import describe
+from vmm.description import describe, status_of
 from vmm.host import Host
 from vmm.lifecycle import Observed, Wished, status
 from vmm.reconcile import Reconciler
@@ -118,14 +129,27 @@ class Vms:
         faults.point("create.unanswered")
         return vm.id
 
-    def draw_app_id(self, project_id: str) -> str:
-        """An app id that no other app of any project has, 40 hex digits; NotFound without the project."""
+    def draw_app_id(self, project_id: str, nonce: int | None = None) -> str:
+        """An app id that no other app of any project has, 40 hex digits; NotFound without the project.
+
+        A `nonce` that the caller names is taken instead of the next; whether its app is there already is not
+        looked at.
+        """
         with self.database.writing() as session:
             project = session.get(Project, project_id)
             if project is None:
                 raise NotFound("there is no such project")
-            project.next_nonce += 1
-            return app_ids.drawn(project.address, project.next_nonce - 1)
+            drawn = project.next_nonce if nonce is None else nonce
+            project.next_nonce = max(project.next_nonce, drawn + 1)
+            return app_ids.drawn(project.address, drawn)
+
+    def app_id_of(self, project_id: str, nonce: int) -> str:
+        """The app id that a nonce of a project gives, without drawing it; NotFound without the project."""
+        with self.database.reading() as session:
+            project = session.get(Project, project_id)
+        if project is None:
+            raise NotFound("there is no such project")
+        return app_ids.drawn(project.address, nonce)
 
     def next_app_ids(self, project_id: str, count: int) -> list[tuple[int, str]]:
         """The nonces and app ids that a project draws next; NotFound without the project."""
@@ -225,6 +249,43 @@ class Vms:
         self._wish(vm_id, Wished.REMOVED)
         faults.point("remove.marked")
 
+    def publish(self, vm_id: str, guest_port: int) -> int:
+        """Leads a host port of the service's choosing to a TCP port of a guest, now and at its next starts.
+
+        The port, the same one when it was led there before.  Upstream when QEMU refuses, Unsupported without a card in
+        mode user.
+        """
+        with self.reconciler.locked(vm_id) as workdir:
+            with self.database.writing() as session:
+                vm = records.get(session, vm_id)
+                records.refuse_removed(vm)
+                address = self.config.cvm.port_mapping.address
+                records.lease_own_ports(session, vm, [guest_port], address)
+                port = records.own_ports(session, vm_id)[guest_port]
+                is_up = vm.observed == Observed.ALIVE
+            if is_up:
+                try:
+                    hostfwd.add(workdir.path, port)
+                except CasemateError:
+                    with self.database.writing() as session:
+                        records.drop_own_port(session, vm_id, guest_port)
+                    raise
+            return port.host_port
+
+    def withdraw(self, vm_id: str, guest_port: int) -> None:
+        """Takes the host port of `publish` away, also from a VM that runs; nothing happens when there is none."""
+        with self.reconciler.locked(vm_id) as workdir:
+            with self.database.reading() as session:
+                vm = records.get(session, vm_id)
+                port = records.own_ports(session, vm_id).get(guest_port)
+            if port is None:
+                return
+            if vm.observed == Observed.ALIVE:
+                hostfwd.remove(workdir.path, port)
+            # Only now: a port that is still open must not be given to another VM.
+            with self.database.writing() as session:
+                records.drop_own_port(session, vm_id, guest_port)
+
     def reload(self) -> dict[str, int]:
         """Reads the folders of all VMs again and believes them; imports those that have no record."""
         return Reload(self.reconciler).run()
@@ -280,6 +341,11 @@ class Vms:
         with self.database.reading() as session:
             vm = listing.one(session, vm_id)
         return None if vm is None else describe(vm, self.config, brief=False)
+
+    def published(self, vm_id: str) -> dict[int, network.Port]:
+        """The host ports that the service chose for a VM, by the guest's."""
+        with self.database.reading() as session:
+            return records.own_ports(session, vm_id)
 
     def project_of(self, vm_id: str) -> str | None:
         """The project that a VM belongs to, or None when there is no such VM."""
@@ -346,16 +412,16 @@ class Vms:
             "allow_attach_all": settings.allow_attach_all,
         }
 
-    def env_key(self, app_id: bytes) -> Any:
-        """What the KMS says of the key for an app's variables."""
+    def env_key(self, app_id: bytes, *, url: str = "", within_s: float = KMS_S) -> Any:
+        """What the KMS, or the one at `url`, says of the key for an app's variables."""
         if len(app_id) != 20:
             raise Invalid.field("app_id", "must be 20 bytes (40 hex digits)")
-        if not self.config.kms_url:
+        if not (url or self.config.kms_url):
             raise Invalid("this host knows no KMS; set kms_url in its configuration")
-        url = self.config.kms_url.rstrip("/") + "/prpc/GetAppEnvEncryptPubKey?json"
+        asked = (url or self.config.kms_url).rstrip("/") + "/prpc/GetAppEnvEncryptPubKey?json"
         # A KMS signs its own certificate; what it says here is signed and checked by the caller.
         told = http.post_json(
-            url, {"app_id": app_id.hex()}, within_s=KMS_S, check_certificate=False
+            asked, {"app_id": app_id.hex()}, within_s=within_s, check_certificate=False
         )
         try:
             return prpc.load(PublicKeyResponse, told)
@@ -372,10 +438,29 @@ class Vms:
             for found in processes.of_vm(self.reconciler.workdir(vm_id).path, name)
         ]
 
-    def ask_guest(self, vm_id: str, method: str, answer: type[prpc.Message]) -> Any:
-        """Relays a call without arguments to the agent of a running VM and checks its answer."""
+    def measured_device(self) -> str:
+        """The device id (hex) in the evidence of this host's guests, where the service makes it; else ""."""
+        is_simulated = self.config.cvm.simulate and not self.host.tee
+        return simulation.device_id(self.config.tee_dir).hex() if is_simulated else ""
+
+    def word(self, vm: Vm | SimpleNamespace) -> str:
+        """The status word of a VM's row, which may have been read plainly."""
+        return status_of(vm, self.config)
+
+    def ask_guest(
+        self,
+        vm_id: str,
+        method: str,
+        answer: type[prpc.Message],
+        params: dict[str, Any] | None = None,
+        *,
+        within_s: float = channel.WHOLE_S,
+    ) -> Any:
+        """Relays a call to the agent of a running VM and checks its answer."""
         self._running(vm_id)
-        told = channel.ask(self.reconciler.workdir(vm_id).path, method, {})
+        begin_s = min(channel.BEGIN_S, within_s)
+        workdir = self.reconciler.workdir(vm_id).path
+        told = channel.ask(workdir, method, params or {}, begin_s=begin_s, whole_s=within_s)
         try:
             checked = prpc.load(answer, told or {})
         except Invalid as error:

@@ -15,6 +15,8 @@ from core.files import UNFINISHED, sync_directory, write_atomic
 from vmm.host import Account
 
 _REMOVE_TRIES = 5
+# The networks as launched: the row may say by now what the next start is to have.
+NETWORKS = "runtime-networks.json"
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,7 @@ def upgrade() -> None:
         sa.Column("is_removed", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.Column("vm_type", sa.String(length=64), nullable=False),
         sa.Column("app_id", sa.String(length=40), nullable=False),
-        sa.Column("order", sa.JSON(), nullable=False),
-        sa.Column("compose", sa.LargeBinary(), nullable=False),
-        sa.Column("encrypted_env", sa.LargeBinary(), nullable=False),
-        sa.Column("user_config", sa.Text(), nullable=False),
+        sa.Column("plan_id", sa.Integer(), nullable=True),
         sa.Column("domain", sa.Text(), nullable=False),
         sa.Column("address", sa.String(length=45), nullable=False),
         sa.Column("port", sa.Integer(), nullable=False),
@@ -62,6 +59,27 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "cluster_plans",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("cluster_id", sa.String(length=36), nullable=False),
+        sa.Column("app_compose", sa.Text(), nullable=False),
+        sa.Column("encrypted_env", sa.LargeBinary(), nullable=False),
+        sa.Column("user_config", sa.Text(), nullable=False),
+        sa.Column("flags", sa.JSON(), nullable=False),
+        sa.Column("publish", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["cluster_id"],
+            ["clusters.id"],
+            name=op.f("fk_cluster_plans_cluster_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_cluster_plans")),
+        sqlite_autoincrement=True,
+    )
+    with op.batch_alter_table("cluster_plans", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_cluster_plans_cluster_id"), ["cluster_id"])
+
+    op.create_table(
         "cluster_nodes",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("cluster_id", sa.String(length=36), nullable=False),
@@ -69,6 +87,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=60), nullable=False),
         sa.Column("weight", sa.Integer(), nullable=False, server_default="1"),
         sa.Column("vm_id", sa.String(length=64), nullable=True),
+        sa.Column("plan_id", sa.Integer(), nullable=False),
         sa.Column("traffic", sa.String(length=8), nullable=False),
         sa.ForeignKeyConstraint(
             ["cluster_id"],

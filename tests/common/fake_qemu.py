@@ -61,6 +61,31 @@ def bind(protocol, address, port):
     return bound
 
 
+def forward(command, fake):
+    """hostfwd_add, hostfwd_remove and info usernet, in the words of QEMU 7.2."""
+    verb, *words = command.split()
+    rule = words[-1]
+    if verb == "info":
+        shown = [f"  TCP[HOST_FORWARD]  9 {a:>15} {h:>5}       10.0.2.15 {g:>5}     0     0" for a, h, g, _ in FORWARDS]
+        return "\r\n".join(["Hub -1 (net0):", *shown, ""])
+    protocol, address, host_port = rule.removesuffix("-").split("-")[0].split(":")
+    if verb == "hostfwd_remove":
+        for each in [each for each in FORWARDS if each[:2] == (address, host_port)]:
+            each[3].close()
+            FORWARDS.remove(each)
+            return f"host forwarding rule for {rule} removed\r\n"
+        return f"host forwarding rule for {rule} not found\r\n"
+    if "no_forwards" in fake:
+        return f"could not set up host forwarding rule '{rule}'\r\n"
+    bound = bind(protocol, address, host_port)
+    bound.listen()
+    FORWARDS.append((address, host_port, rule.rpartition(":")[2], bound))
+    return ""
+
+
+FORWARDS = []
+
+
 def serve(path, speak, fake):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -99,6 +124,8 @@ def monitor(stream, fake):
     for call in calls(stream):
         known = call["execute"] in ("qmp_capabilities", "query-status", "system_powerdown", "quit")
         answer = {"return": {}} if known else {"error": {"class": "CommandNotFound", "desc": "no"}}
+        if call["execute"] == "human-monitor-command":
+            answer = {"return": forward(call["arguments"]["command-line"], fake)}
         if call["execute"] == "query-chardev":
             answer = {"return": [{"label": "com0", "filename": "pty:/dev/pts/4096"}]}
         send(stream, {**answer, "id": call.get("id")})

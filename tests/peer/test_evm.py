@@ -185,6 +185,6 @@ def test_many_questions_are_asked_at_once_and_answered_in_order(anvil: Anvil) ->
 def test_a_chain_that_is_not_there_allows_nothing() -> None:
     nobody = Contract(f"http://127.0.0.1:{free_port()}", "0x" + "77" * 20)
 
-    assert nobody.app(BOOT) == Decision(False, "the chain cannot be asked")
+    assert nobody.app(BOOT) == Decision(False, "the chain cannot be reached: Connection refused")
     with pytest.raises((Upstream, UpstreamTimeout)):
         nobody.policy()

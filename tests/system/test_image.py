@@ -33,7 +33,6 @@ LOGINS = {
     "login",
     "mingetty",
     "qemu-ga",
-    "sshd",
     "su",
     "sudo",
     "sulogin",
@@ -213,6 +212,23 @@ def test_a_production_image_has_no_login_of_any_kind(root: Path) -> None:
     assert {entry[1] for entry in passwd} == {"x"}
     assert not (root / "root/.ssh").exists()
     assert not list((root / "etc").glob("systemd/**/*.service"))
+
+
+def test_the_ssh_server_is_there_for_runs_and_nothing_starts_it(root: Path) -> None:
+    candidates = [root / "usr/sbin/init", *(root / "etc").rglob("*")]
+    candidates += (root / tree.DIST_PACKAGES / "guest").glob("*.py")
+    started_by = [
+        path.relative_to(root).as_posix()
+        for path in candidates
+        if path.is_file() and not path.is_symlink() and b"/usr/sbin/sshd" in path.read_bytes()
+    ]
+
+    assert (root / "usr/sbin/sshd").exists()
+    assert started_by == [f"{tree.DIST_PACKAGES}/guest/job_ssh.py"]
+    # No key of its own that others have too, nobody who may come in, no unit and no script for an init.
+    assert not list((root / "etc/ssh").glob("ssh_host_*"))
+    assert not list(root.glob("**/authorized_keys*"))
+    assert not (root / "etc/init.d").exists()
 
 
 def test_no_program_of_the_image_gives_its_caller_more_rights(root: Path) -> None:

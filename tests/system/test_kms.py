@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest import ratls
+from attest.csr import MAX_ALT_NAMES
 from attest_sim.tdx import SimulatedPlatform
 from core import certs, proc, protobuf
 from core.errors import CasemateError, Upstream
@@ -169,6 +170,18 @@ def test_certificates_of_the_app_come_from_its_kms(asking: Asking) -> None:
     leaf = ratls.read(x509.load_pem_x509_certificate(chain[0].encode()))
     assert leaf.app_id is not None and leaf.app_id.hex() == asking.app_id
     assert leaf.app_info is not None and leaf.app_info.compose_hash == asking.app.compose_hash
+
+
+def test_a_kms_certifies_as_many_names_as_an_agent_takes(asking: Asking) -> None:
+    names = [f"n{number}.example" for number in range(MAX_ALT_NAMES)]
+
+    with booted(asking.folder) as agent:
+        made = agent.get_tls_key("", names, False, True, False, None, None, False)
+
+    chain: Any = made["certificate_chain"]
+    leaf = x509.load_pem_x509_certificate(chain[0].encode())
+    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert found.get_values_for_type(x509.DNSName) == names
 
 
 def test_an_app_that_names_another_kms_asks_this_one_for_nothing(asking: Asking) -> None:

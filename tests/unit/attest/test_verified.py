@@ -22,6 +22,7 @@ from tests.common import evidence
 from tests.common.evidence import (
     APP_ID,
     COMPOSE_HASH,
+    DOCUMENT,
     INSTANCE_ID,
     KEY_PROVIDER,
     NOW,
@@ -509,3 +510,12 @@ def test_a_real_snp_vm_is_genuine_and_says_who_it_is(vector: Read) -> None:
     # The event says the same of the key provider, byte for byte.
     payload = eventlog.platform_payload(attestation.runtime_events, "key-provider")
     assert found.app_info.key_provider_info == payload
+
+
+def test_a_sev_snp_vm_whose_host_did_not_bind_its_instance_id_has_none() -> None:
+    document = json.dumps({**json.loads(DOCUMENT), "instance_id": ""})
+
+    known = verify_evidence(snp_attestation(document), trust())
+
+    assert known.is_valid and known.app_info is not None
+    assert known.app_info.instance_id == b""

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from attest import eventlog, lite
-from attest_sim.launch import Launch, of_vm
+from attest import eventlog, lite, snp_launch
+from attest_sim.launch import SNP_MEASUREMENT, Launch, of_snp_vm, of_vm
 from attest_sim.tdx import SIMULATED_MRTD, boot_events
-from tests.common.evidence import MEASURED, vm_config
+from tests.common.evidence import MEASURED, SNP_MEASURED, snp_config, vm_config
 
 
 def test_a_vm_is_launched_from_its_images_measurement() -> None:
@@ -45,3 +45,9 @@ def test_an_older_qemu_gives_another_mrtd() -> None:
 )
 def test_a_text_that_describes_no_image_has_the_fixed_launch(text: str) -> None:
     assert of_vm(text) == Launch(SIMULATED_MRTD, boot_events())
+
+
+def test_a_sev_snp_vm_is_launched_from_its_images_measurement_or_from_none() -> None:
+    assert of_snp_vm(snp_config()) == snp_launch.digest(SNP_MEASURED, 2, "EPYC-v4", 1)
+    for text in ("", "{", snp_config(sev_snp_measurement=None), vm_config()):
+        assert of_snp_vm(text) == SNP_MEASUREMENT

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest import snp
 from attest_sim.snp import SimulatedProcessor
@@ -32,3 +34,33 @@ def test_sizes_that_no_report_has_are_refused() -> None:
         SimulatedProcessor.from_seed(b"short")
     with pytest.raises(Invalid, match="64 bytes of report data"):
         processor().report(b"", measurement=bytes(48))
+
+
+def test_a_processor_is_passed_on_as_text() -> None:
+    first = processor()
+    again = SimulatedProcessor.from_text(first.to_text())
+
+    assert (again.chip_id, again.chain_der) == (first.chip_id, first.chain_der)
+    report = again.report(bytes(64), measurement=bytes(48))
+    assert report == first.report(bytes(64), measurement=bytes(48))
+
+
+def test_a_text_that_is_no_processor_is_refused() -> None:
+    whole = processor().to_text()
+    key = whole.index("-----BEGIN PRIVATE")
+    second = whole.index("-----BEGIN CERT", 1)
+
+    for text in ("", "nothing", whole[:key], whole[second:], whole.replace("BEGIN", "", 1)):
+        with pytest.raises(Invalid, match="no simulated processor"):
+            SimulatedProcessor.from_text(text)
+
+
+def test_a_processor_with_a_key_of_another_curve_is_refused() -> None:
+    other = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+    with pytest.raises(Invalid, match="P-384"):
+        SimulatedProcessor.from_text(processor().chain_pem + other.decode())

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from attest import eventlog, lite, snp_launch
+from attest.errors import Malformed
 from attest_sim.tdx import boot_events
 from cli.measure import measure
 from image import build, manifest
@@ -56,6 +58,13 @@ def test_an_image_is_measured_as_verifiers_do_it(tmp_path: Path) -> None:
     assert told["tdx"]["mrtd_two_pass"] == measured.mrtd_two_pass.hex()
     assert [told["tdx"][f"rtmr{imr}"] for imr in range(3)] == [r.hex() for r in expected.rtmrs]
     assert told["sev_snp"] is None
+
+
+def test_a_log_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_bytes(b"\xff")
+
+    with pytest.raises(Malformed, match="not valid JSON"):
+        run(str(image(tmp_path)), "--event-log", str(tmp_path / "log.json"))
 
 
 def test_rtmr0_is_unknown_without_an_event_log_and_rtmr1_depends_on_memory(tmp_path: Path) -> None:

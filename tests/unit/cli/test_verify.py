@@ -65,6 +65,14 @@ def test_what_cannot_be_read_exits_with_2(folder: Path, text: str) -> None:
     assert result.stderr.startswith("casemate verify: ")
 
 
+def test_its_files_may_be_links(folder: Path) -> None:
+    for name in ("request.json", "root.pem"):
+        (folder / name).rename(folder / f"real-{name}")
+        (folder / name).symlink_to(folder / f"real-{name}")
+
+    assert run(folder, *TRUSTED).exit_code == 0
+
+
 def test_a_file_that_is_not_there_exits_with_2(folder: Path) -> None:
     assert run(folder, request="none.json").exit_code == 2
     assert run(folder, "--root-ca", "DIR/request.json").exit_code == 2

@@ -15,6 +15,7 @@ class Configfs:
     def __init__(self, folder: Path, evidence: Callable[[Path], bytes] | None = None) -> None:
         self.folder = folder
         self.asked: list[bytes] = []
+        self.table = b"certificates"
         self._evidence = evidence or (lambda entry: b"report of " + entry.name.encode())
         folder.mkdir(parents=True)
 
@@ -22,7 +23,7 @@ class Configfs:
         assert entry.parent == self.folder
         entry.mkdir()
         (entry / "outblob").write_bytes(self._evidence(entry))
-        (entry / "auxblob").write_bytes(b"certificates")
+        (entry / "auxblob").write_bytes(self.table)
 
     def rmdir(self, entry: Path) -> None:
         self.asked.append((entry / "inblob").read_bytes())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 from pathlib import Path
 
 import pytest
 
 from attest import eventlog, os_image, quote, vm_config
 from attest.eventlog import Event
+from attest.verified import verify_evidence
 from core.errors import Invalid, Unsupported
 from guest import settings, tee
+from guest.events import EventLog
+from guest.evidence import Evidence
 from guest.settings import Settings
-from guest.tee import NoTee, SevSnp, Simulated, Tdx
+from guest.tee import NoTee, SevSnp, Simulated, SimulatedSnp, Tdx
 from tests.common import evidence
 from tests.unit.guest.kernel import Configfs
 
@@ -62,7 +66,8 @@ def test_the_simulator_is_taken_only_where_there_is_no_real_tee(guest: Settings)
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"platform": "dstack-tdx", "seed": "00"}', '{"platform": "x", "seed": ""}']
-    + ['{"platform": "dstack-amd-sev-snp", "seed": "' + "11" * 32 + '"}'],
+    + ['{"platform": "dstack-amd-sev-snp", "seed": "' + "11" * 32 + '"}']
+    + ['{"platform": "dstack-tdx", "seed": 5}', "[" * 100_000],
 )
 def test_a_broken_simulator_file_is_refused(guest: Settings, text: str) -> None:
     guest.tee_seed.write_text(text)
@@ -91,7 +96,7 @@ def test_snp_gives_report_and_certificates_and_measures_nothing(configfs: Config
     platform = SevSnp(configfs.reports())
 
     assert platform.quote(bytes(64)).startswith(b"report of")
-    assert platform.certificates(bytes(64)) == b"certificates"
+    assert platform.certificates(bytes(64)) == ()  # what the stand-in gives is no table
     platform.extend(3, bytes(48))
     assert (platform.read_registers(), platform.boot_events()) == ((), ())
 
@@ -148,3 +153,55 @@ def test_a_simulated_guest_was_launched_from_the_image_that_its_host_describes(
 
     os_image.check_tdx(report, platform.boot_events(), vm_config.parse(described), None)
     assert report.mrtd == evidence.MEASURED.mrtd_single_pass
+
+
+def simulated_snp(guest: Settings, document: str, described: str) -> SimulatedSnp:
+    text = evidence.processor().to_text()
+    guest.tee_seed.write_text(json.dumps({"platform": "dstack-amd-sev-snp", "processor": text}))
+    guest = dataclasses.replace(guest, sys_config=guest.state / ".sys-config.json")
+    told = {"vm_config": described, "mr_config": document}
+    guest.sys_config.write_text(json.dumps(told))
+    platform = tee.detect(guest)
+    assert isinstance(platform, SimulatedSnp)
+    return platform
+
+
+def test_a_simulated_snp_guest_reports_its_image_and_its_hosts_document(guest: Settings) -> None:
+    platform = simulated_snp(guest, evidence.DOCUMENT, evidence.snp_config())
+    platform.extend(3, bytes(48))
+    log = EventLog(guest.state / "log", guest.state / "lock", platform)
+    proof = Evidence(platform, log, evidence.snp_config(), evidence.DOCUMENT)
+
+    known = verify_evidence(proof.attestation(b"x" * 64), evidence.trust())
+
+    assert (known.reason, known.root, known.os_image_hash_verified) == (None, "simulated", True)
+    assert known.report_data == b"x" * 64
+    assert known.app_info is not None and known.app_info.app_id == evidence.APP_ID
+    assert proof.measurements().device_id == known.app_info.device_id
+    assert proof.measurements().mr_aggregated == known.app_info.mr_aggregated
+    assert (platform.read_registers(), platform.boot_events()) == ((), ())
+
+
+def test_a_simulated_snp_guest_is_refused_by_who_trusts_amd_alone(guest: Settings) -> None:
+    platform = simulated_snp(guest, evidence.DOCUMENT, evidence.snp_config())
+    log = EventLog(guest.state / "log", guest.state / "lock", platform)
+    proof = Evidence(platform, log, evidence.snp_config(), evidence.DOCUMENT)
+
+    known = verify_evidence(proof.attestation(bytes(64)), evidence.trust(snp_root=None))
+
+    assert not known.is_valid and not known.quote_verified
+
+
+def test_a_snp_guest_reads_the_certificates_of_its_hosts_table(configfs: Configfs) -> None:
+    one, two = b"first", b"the second"
+    head = 3 * 24
+    entries = [
+        (b"a" * 16, head, len(one)),
+        (b"b" * 16, head + len(one), len(two)),
+        (bytes(16), 0, 0),
+    ]
+    table = b"".join(struct.pack("<16sII", *entry) for entry in entries)
+
+    configfs.table = table + one + two
+
+    assert SevSnp(configfs.reports()).certificates(bytes(64)) == (one, two)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attest import ratls
 from core import certs as making
-from core.errors import Invalid
+from core.errors import Conflict, Invalid
 from core.proc import run
 from kms import certs, rootkeys
 from kms.derive import RootKeys
@@ -127,11 +127,31 @@ def test_a_certificate_of_another_key_is_replaced(folder: Path, keys: RootKeys) 
     assert after.root.certificate.public_key() == keys.ca.public_key()
 
 
-def test_a_broken_certificate_is_not_guessed_at(folder: Path, keys: RootKeys) -> None:
-    (folder / "root-ca.crt").write_text("broken")
+@pytest.mark.parametrize("content", [b"broken", b"\xff"])
+def test_a_broken_certificate_is_not_guessed_at(
+    folder: Path, keys: RootKeys, content: bytes
+) -> None:
+    (folder / "root-ca.crt").write_bytes(content)
 
     with pytest.raises(Invalid, match="root-ca.crt: is not a certificate; remove it"):
         certs.prepare(folder, keys)
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"\xff"])
+def test_a_broken_domain_is_refused(folder: Path, keys: RootKeys, content: bytes) -> None:
+    authority = certs.prepare(folder, keys)
+    (folder / "rpc-domain").write_bytes(content)
+
+    with pytest.raises(Invalid, match="rpc-domain: must be a host name"):
+        certs.issue_rpc(folder, authority.root, [], certs.rpc_key(folder))
+
+
+def test_a_listeners_key_that_others_can_read_is_refused(folder: Path) -> None:
+    certs.rpc_key(folder)
+    (folder / "rpc.key").chmod(0o644)
+
+    with pytest.raises(Conflict, match="rpc.key can be read by others"):
+        certs.rpc_key(folder)
 
 
 def test_missing_keys_of_less_weight_are_made(folder: Path, keys: RootKeys) -> None:

@@ -75,6 +75,15 @@ def test_an_image_is_fetched_once_and_known_from_then_on(
     assert left(settings) == [".lock", image.digest]
 
 
+def test_an_image_that_another_process_fetched_meanwhile_is_not_fetched_again(
+    service: Service, settings: ImageSettings, image: Image
+) -> None:
+    service.body = packed(lambda archive: archive.add(image.directory, "."))
+
+    assert [Downloads(settings).fetch(image.digest) for _ in range(2)] == [True, True]
+    assert len(service.asked) == 1
+
+
 def test_an_image_of_the_local_folder_is_not_fetched(
     service: Service, tmp_path: Path, image: Image
 ) -> None:

@@ -43,7 +43,8 @@ def test_a_name_that_is_no_hash_never_becomes_a_path(cache: Path, name: str) -> 
     before = left(cache)
 
     for names in ((name, ""), ("", name), ("all", name), (name, "all")):
-        with pytest.raises(Invalid, match="64 lower-case hex digits"):
+        field = "image_hash" if names[0] == name else "config_hash"
+        with pytest.raises(Invalid, match=f"{field}: must be 64 lower-case hex digits"):
             images.clear(cache, *names)
 
     assert left(cache) == before

@@ -64,6 +64,15 @@ def test_a_key_that_others_can_read_is_refused(folder: Path) -> None:
         rootkeys.load(folder)
 
 
+def test_what_a_killed_process_left_behind_is_removed(folder: Path) -> None:
+    left = folder / ".root-k256.key.abc.part"
+    left.write_bytes(bytes(32))
+
+    rootkeys.load(folder)
+
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("content", [b"", bytes(32), b"\xff" * 32, b"x" * 31, b"x" * 33])
 def test_a_k256_key_must_be_one(folder: Path, content: bytes) -> None:
     (folder / "root-k256.key").write_bytes(content)

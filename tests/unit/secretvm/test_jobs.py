@@ -115,9 +115,7 @@ def test_a_job_whose_bell_rings_twice_is_done_once(database: Database, vms: Vms)
     assert len(done) == 1
 
 
-def test_a_refusal_is_the_jobs_error_and_a_fault_is_not_told(
-    database: Database, vms: Vms
-) -> None:
+def test_a_refusal_is_the_jobs_error_and_a_fault_is_not_told(database: Database, vms: Vms) -> None:
     refused, broken = enqueue(database, "refuse"), enqueue(database, "break")
 
     for job_id in (refused, broken):

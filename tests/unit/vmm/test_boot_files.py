@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import stat
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attest import mr_config
 from core.config import Config
 from core.proc import run
 from image.registry import Image
@@ -169,3 +171,34 @@ def test_a_data_disk_may_stand_on_the_images(tmp_path: Path) -> None:
     shown = json.loads(run(["qemu-img", "info", "--output=json", tmp_path / "hda.img"]).stdout)
     assert shown["backing-filename"] == str(tmp_path / "base.img")
     assert shown["virtual-size"] == 2 * 1024**3
+
+
+def test_a_simulated_snp_vm_is_bound_to_its_app_as_a_real_one(
+    workdir: WorkDir, image: Image, config: Config, host: Host
+) -> None:
+    vm = rows.vm(simulated_tee="dstack-amd-sev-snp", instance_id="1d" * 20)
+    files = write(workdir, vm, image, config, host)
+
+    system = json.loads(files[".sys-config.json"])
+    assert set(json.loads(files[".tee-simulator.json"])) == {"platform", "processor"}
+    bound = mr_config.parse(system["mr_config"]).identity
+    assert bound.app_id.hex() == vm.app_id
+    # Its keys, and with them its instance id, last one boot.
+    assert bound.instance_id == b""
+    assert json.loads(system["vm_config"])["mr_config"] == system["mr_config"]
+
+    vm.compose_file = '{"key_provider": "kms"}'
+    system = json.loads(write(workdir, vm, image, config, host)[".sys-config.json"])
+    assert mr_config.parse(system["mr_config"]).identity.instance_id.hex() == vm.instance_id
+
+
+def test_a_simulated_snp_vm_tells_its_images_measurement(
+    workdir: WorkDir, image: Image, config: Config, host: Host
+) -> None:
+    (image.directory / "measurement.snp.cbor").write_bytes(b"measured")
+    vm = rows.vm(simulated_tee="dstack-amd-sev-snp")
+
+    system = json.loads(write(workdir, vm, image, config, host)[".sys-config.json"])
+
+    told = json.loads(json.loads(system["vm_config"])["sev_snp_measurement"])
+    assert (base64.b64decode(told["measurement"]), told["vcpus"]) == (b"measured", 1)

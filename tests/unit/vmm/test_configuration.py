@@ -179,3 +179,27 @@ def test_a_broken_image_is_refused_with_its_reason(config: Config, image: Image)
 
     with pytest.raises(Invalid, match=r"image: image tiny-0\.5\.4: kernel bzImage is missing"):
         checked(config)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"key_provider": "local"}', '{"local_key_provider_enabled": true}']
+)
+def test_a_local_key_provider_is_refused_with_an_image_that_cannot_check_it(
+    config: Config, image: Image, text: str
+) -> None:
+    path = rows.image(config.image.path, "ours-0.5.4").directory / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "casemate-0.5.4"}))
+
+    with pytest.raises(
+        Invalid, match="compose_file: key_provider local is not offered by image ours"
+    ):
+        checked(config, image="ours-0.5.4", compose_file=text)
+    assert checked(config, compose_file=text).image.name == rows.IMAGE
+
+
+@pytest.mark.parametrize("platform", ["dstack-tdx", "dstack-amd-sev-snp"])
+def test_either_simulated_platform_can_be_asked_for(
+    config: Config, image: Image, platform: str
+) -> None:
+    assert checked(config, simulated_tee=platform).simulated_tee == platform
+    assert checked(config).simulated_tee == "dstack-tdx"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from core.config import Config
 from core.errors import CasemateError, Invalid, NotFound
+from core.messages import Report
 from models.base import Database
 from models.vm import Vm
 from tests.common import rows
@@ -261,3 +262,30 @@ def test_every_call_is_answered_or_refused_and_never_breaks(
     assert len(events(api)) <= 20
     assert events(api, "vm-2") == []
     assert not [name for name, _ in events(api) if name.startswith("vmm.")]
+
+
+def test_a_runners_report_goes_to_whoever_hears_it(api: HostApi) -> None:
+    heard: list[tuple[str, Report]] = []
+
+    def hear(vm_id: str, report: Report) -> int:
+        heard.append((vm_id, report))
+        return report.offset + len(report.data)
+
+    listening = HostApi(VM_ID, api.config, api.database, hear)
+    said = {"id": "job", "offset": 4, "data": b"out".hex(), "vm_id": "vm-2"}
+
+    assert listening.answer("Job", said) == {"offset": 7}
+    assert heard == [(VM_ID, Report("job", offset=4, data=b"out"))]
+
+
+@pytest.mark.parametrize("bad", [{"data": "0"}, {"offset": -1}, {"stage": 1}, {"exit_status": "0"}])
+def test_a_malformed_report_is_refused(api: HostApi, bad: dict[str, Any]) -> None:
+    listening = HostApi(VM_ID, api.config, api.database, lambda vm_id, report: 0)
+
+    with pytest.raises(Invalid):
+        listening.answer("Job", {"id": "job", **bad})
+
+
+def test_where_nobody_hears_reports_there_is_no_such_call(api: HostApi) -> None:
+    with pytest.raises(NotFound, match="unknown method"):
+        api.answer("Job", {"id": "job"})

@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from attest.root import read_roots
+from attest_sim.snp import SimulatedProcessor
 from vmm import simulation
 
 
@@ -36,3 +38,25 @@ def test_a_start_renews_collateral_that_is_older_than_a_day(tmp_path: Path) -> N
 
     assert simulation.seed(tmp_path) == first
     assert time.time() - collateral.stat().st_mtime < 60
+
+
+def test_both_platforms_roots_are_there_before_any_vm(tmp_path: Path) -> None:
+    simulation.prepare(tmp_path)
+    roots = read_roots((tmp_path / "tee-root-ca.pem").read_bytes())
+    assert roots.tdx is not None and roots.snp is not None
+
+    told = simulation.of_guest(tmp_path, "dstack-amd-sev-snp")
+
+    assert told["platform"] == "dstack-amd-sev-snp"
+    assert SimulatedProcessor.from_text(told["processor"]).chain_der[2] == roots.snp
+    assert simulation.of_guest(tmp_path, "dstack-amd-sev-snp") == told
+    assert (tmp_path / "processor.pem").stat().st_mode & 0o077 == 0
+    assert "processor" not in simulation.of_guest(tmp_path, "dstack-tdx")
+
+
+def test_the_first_simulated_snp_vm_adds_its_root(tmp_path: Path) -> None:
+    simulation.seed(tmp_path)
+
+    simulation.of_guest(tmp_path, "dstack-amd-sev-snp")
+
+    assert read_roots((tmp_path / "tee-root-ca.pem").read_bytes()).snp is not None

@@ -1,0 +1,31 @@
+"""The apps interface as one surface: its blueprints, their document, and what they stand on."""
+
+from __future__ import annotations
+
+import functools
+
+from flask import Flask
+
+from apps import cvm_routes, host_routes, routes
+from apps.service import Apps
+from apps.versions import NEWEST
+from rest import documents
+from vmm.openapi_routes import Document
+
+ABOUT = (
+    "The Phala Cloud interface of this host. Send a key as `X-API-Key` or as a bearer token, and the version "
+    "that you speak as `X-Phala-Version`."
+)
+BLUEPRINTS = (routes.blueprint, cvm_routes.blueprint, host_routes.blueprint)
+
+
+def register(app: Flask) -> None:
+    """Adds the interface to the application, whose services are there already."""
+    app.extensions["apps"] = Apps(app.extensions["vms"], app.extensions["accounts"])
+    api = documents.register(app, "apps", "Casemate: apps", NEWEST, ABOUT, BLUEPRINTS)
+    made = functools.cache(lambda: documents.document(api))
+    app.extensions["documents"]["apps"] = Document("Apps", made)
+
+
+for blueprint in BLUEPRINTS:
+    blueprint.after_request(routes.tell_version)

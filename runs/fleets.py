@@ -1,0 +1,254 @@
+"""The verbs of fleets: what is wished is written here, and runs/scheduler.py makes the instances follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import Session
+
+from accounts.roles import Caller, ProjectRole
+from core.errors import Invalid
+from models.account import Project
+from models.base import Database
+from models.fleet import Fleet, Instance
+from models.run import Run, RunJob
+from runs import access, description, lifecycle, names, planner, records, refusals, timeline
+from runs.description import Answer
+from runs.lifecycle import Kind, Status
+from runs.planner import Room, Size, Spec
+from runs.specs import NAME_RULE, is_name
+
+# An offer list of a plan is cut here, its count is not.
+MAX_OFFERS = 50
+
+
+@dataclass(frozen=True)
+class ListQuery:
+    """Which part of a list: the first `limit` behind a time and an id."""
+
+    only_active: bool = False
+    prev_created_at: int | None = None
+    prev_id: str | None = None
+    limit: int = 100
+    ascending: bool = False
+
+
+@dataclass(frozen=True)
+class Fleets:
+    """The fleets of one data directory, on a host that has so much room for them."""
+
+    database: Database
+    room: Room
+    sizes: Sequence[Size]
+
+    def plan(self, caller: Caller, project_name: str, spec: Spec) -> Answer:
+        """What applying a spec would do."""
+        _check(spec)
+        with self.database.reading() as session:
+            project = access.project(session, caller, project_name)
+            name = spec["configuration"]["name"]
+            current = records.fleet_named(session, project, name) if name else None
+            effective = planner.effective_fleet(spec, self.room, name=name)
+            offers = self.offers(effective)
+            return {
+                "project_name": project.name,
+                "user": caller.name,
+                "spec": spec,
+                "effective_spec": effective,
+                "current_resource": current and description.fleet(current),
+                "offers": [planner.offer(size.as_json()) for size in offers[:MAX_OFFERS]],
+                "total_offers": len(offers),
+                "max_offer_price": max((size.price for size in offers), default=None),
+                "action": _action(current, effective),
+            }
+
+    def offers(self, spec: Spec) -> list[Size]:
+        """The sizes that an instance of a fleet may have, the best first."""
+        return fleet_sizes(spec, self.sizes)
+
+    def apply(
+        self, caller: Caller, project_name: str, spec: Spec, current: Answer | None, force: bool
+    ) -> Answer:
+        """Makes a fleet, or changes one where that is possible without making it anew."""
+        _check(spec)
+        with self.database.writing() as session:
+            project = access.project(session, caller, project_name, ProjectRole.USER)
+            name = spec["configuration"]["name"] or names.for_fleet(_names(session, project))
+            effective = planner.effective_fleet(spec, self.room, name=name)
+            row = records.fleet_named(session, project, name)
+            if row is None:
+                return description.fleet(records.add_fleet(session, project, caller, effective))
+            _check_update(row, effective, current, force)
+            if row.spec != effective:
+                row.spec = effective
+                timeline.tell(session, "Fleet updated", timeline.of_fleet(row), by=caller)
+            return description.fleet(row)
+
+    def get(
+        self, caller: Caller, project_name: str, name: str | None, fleet_id: str | None
+    ) -> Answer:
+        """A fleet by its id, which also finds one that is gone, or by its name."""
+        with self.database.reading() as session:
+            project = access.project(session, caller, project_name)
+            if fleet_id is not None:
+                row = session.get(Fleet, fleet_id)
+                row = row if row is not None and row.project_id == project.id else None
+            elif name is not None:
+                row = records.fleet_named(session, project, name)
+            else:
+                raise Invalid("name or id must be specified")
+            if row is None:
+                raise refusals.missing("Fleet")
+            return description.fleet(row)
+
+    def of_project(self, caller: Caller, project_name: str) -> list[Answer]:
+        """The fleets of a project, the oldest first."""
+        with self.database.reading() as session:
+            project = access.project(session, caller, project_name)
+            return [description.fleet(row) for row in records.fleets_of(session, [project.id])]
+
+    def search(self, caller: Caller, project_name: str | None, query: ListQuery) -> list[Answer]:
+        """The fleets of the projects that a caller sees, or of one of them."""
+        with self.database.reading() as session:
+            asked = select(Fleet).where(Fleet.project_id.in_(_seen(session, caller, project_name)))
+            if query.only_active:
+                asked = asked.where(Fleet.deleted.is_(False))
+            rows = session.scalars(_part(asked, Fleet, query)).all()
+            return [description.fleet(row) for row in rows]
+
+    def instances(
+        self,
+        caller: Caller,
+        projects: Sequence[str] | None,
+        fleets: Sequence[str] | None,
+        query: ListQuery,
+    ) -> list[Answer]:
+        """The instances of the projects that a caller sees."""
+        with self.database.reading() as session:
+            seen = access.visible(session, caller)
+            asked = select(Instance).join(Instance.fleet).join(Fleet.project)
+            asked = asked.where(Fleet.project_id.in_(seen))
+            if projects is not None:
+                asked = asked.where(Project.name.in_(projects))
+            if fleets is not None:
+                asked = asked.where(Fleet.id.in_(fleets))
+            if query.only_active:
+                asked = asked.where(Instance.finished_us.is_(None))
+            rows = session.scalars(_part(asked, Instance, query)).unique().all()
+            return [description.instance(row, row.fleet) for row in rows]
+
+    def instance(self, caller: Caller, project_name: str, instance_id: str) -> Answer:
+        """An instance by its id."""
+        with self.database.reading() as session:
+            project = access.project(session, caller, project_name)
+            row = session.get(Instance, instance_id)
+            if row is None or row.fleet.project_id != project.id:
+                raise refusals.missing("Instance")
+            return description.instance(row, row.fleet)
+
+    def delete(self, caller: Caller, project_name: str, fleet_names: Iterable[str]) -> None:
+        """Marks fleets for removal, all or none; unknown names are ignored, fleets in use refused."""
+        with self.database.writing() as session:
+            project = access.project(session, caller, project_name)
+            found = (records.fleet_named(session, project, name) for name in set(fleet_names))
+            for row in [each for each in found if each is not None]:
+                _check_unused(session, row)
+                records.move_fleet(session, row, Status.TERMINATING, by=caller)
+
+    def delete_instances(
+        self, caller: Caller, project_name: str, name: str, nums: Sequence[int]
+    ) -> None:
+        """Marks instances of a fleet for removal, all or none; busy ones are refused."""
+        with self.database.writing() as session:
+            project = access.project(session, caller, project_name)
+            row = records.fleet_named(session, project, name)
+            if row is None:
+                raise refusals.missing("Fleet")
+            chosen = [each for each in records.live(row) if each.num in set(nums)]
+            if any(each.status == Status.BUSY for each in chosen) or _is_awaited(session, chosen):
+                raise refusals.refused(f"Failed to delete fleet {name} instances. They are in use.")
+            for each in chosen:
+                records.move_instance(
+                    session, each, Status.TERMINATING, reason="terminated_by_user", by=caller
+                )
+
+
+def fleet_sizes(spec: Spec, sizes: Sequence[Size]) -> list[Size]:
+    """The sizes that an instance of a fleet may have, the best first."""
+    configuration = planner.merged(spec)
+    resources = configuration["resources"]
+    if resources is None:
+        return list(sizes)
+    return planner.candidates(configuration, resources, sizes)
+
+
+def _check(spec: Spec) -> None:
+    configuration = spec["configuration"]
+    name = configuration["name"]
+    if configuration["ssh_config"] is not None:
+        raise refusals.unsupported("SSH fleets")
+    if configuration["nodes"] is None:
+        raise Invalid("One of `nodes` and `ssh_config` must be specified")
+    if name is not None and not is_name(name):
+        raise Invalid(NAME_RULE)
+
+
+def _action(current: Fleet | None, effective: Spec) -> str:
+    if current is None or current.status == Status.TERMINATING:
+        return "create"
+    return "update" if planner.is_updatable_fleet(current.spec, effective) else "create"
+
+
+def _check_update(row: Fleet, effective: Spec, current: Answer | None, force: bool) -> None:
+    if row.status == Status.TERMINATING:
+        raise refusals.refused(f"Fleet {row.name} is being deleted. Try again when it is gone.")
+    if not planner.is_updatable_fleet(row.spec, effective):
+        raise refusals.refused("Cannot override active fleet. Delete the fleet first.")
+    is_known = current is not None and current["id"] == row.id and current.get("spec") == row.spec
+    if not is_known and not force:
+        raise refusals.refused(
+            "Failed to apply plan. Resource has been changed. Try again or use force apply."
+        )
+
+
+def _check_unused(session: Session, row: Fleet) -> None:
+    active = select(Run.id).where(
+        Run.fleet_id == row.id, Run.status.in_(lifecycle.unfinished(Kind.RUN))
+    )
+    if session.scalar(active.limit(1)):
+        raise refusals.refused(f"Failed to delete fleet {row.name}. Fleet is in use.")
+
+
+def _is_awaited(session: Session, instances: Sequence[Instance]) -> bool:
+
+    waiting = select(RunJob.id).where(
+        RunJob.instance_id.in_([each.id for each in instances]),
+        RunJob.status.in_(lifecycle.unfinished(Kind.JOB)),
+    )
+    return session.scalar(waiting.limit(1)) is not None
+
+
+def _names(session: Session, project: Project) -> set[str]:
+    return set(session.scalars(select(Fleet.name).where(Fleet.project_id == project.id)))
+
+
+def _seen(session: Session, caller: Caller, project_name: str | None) -> Sequence[str]:
+    if project_name is None:
+        return access.visible(session, caller)
+    return [access.project(session, caller, project_name).id]
+
+
+def _part(asked: Any, table: Any, query: ListQuery) -> Any:
+    if query.prev_created_at is not None:
+        moment, ascending = query.prev_created_at, query.ascending
+        beyond = table.created_us > moment if ascending else table.created_us < moment
+        if query.prev_id is not None:
+            beside = table.id > query.prev_id if ascending else table.id < query.prev_id
+            beyond = or_(beyond, and_(table.created_us == moment, beside))
+        asked = asked.where(beyond)
+    order = (table.created_us, table.id)
+    ordered = order if query.ascending else tuple(each.desc() for each in order)
+    return asked.order_by(*ordered).limit(query.limit)

@@ -1,0 +1,250 @@
+"""The runs interface of dstack's clients: what is open to all, users, projects, and how this surface refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response, current_app, g, jsonify, request
+
+from accounts.roles import Caller
+from core.errors import Invalid, Unauthenticated
+from rest.access import public
+from rest.blueprint import Blueprint
+from runs import access, refusals, schemas
+from runs.people import Page
+from runs.service import Runs
+
+server = Blueprint("runs_server", __name__)
+users = Blueprint("runs_users", __name__, url_prefix="/api/users")
+projects = Blueprint("runs_projects", __name__, url_prefix="/api/projects")
+
+
+def service() -> Runs:
+    """The service of this application."""
+    found: Runs = current_app.extensions["runs"]
+    return found
+
+
+def caller() -> Caller:
+    """Who makes the request."""
+    found: Caller = g.caller
+    return found
+
+
+def refusal(message: str, status: int, error: Exception) -> Response:
+    """A refusal in the bodies that dstack's clients know."""
+    if isinstance(error, Unauthenticated):
+        if not request.headers.get("Authorization"):
+            return _refused(401, "Not authenticated")
+        return _refused(403, {"msg": "Invalid token", "code": None})
+    asked = request.get_json(silent=True) if isinstance(error, Invalid) else None
+    code, detail = refusals.body(message, status, error, asked)
+    return _refused(code, detail)
+
+
+def _refused(status: int, detail: Any) -> Response:
+    response = jsonify({"detail": detail})
+    response.status_code = status
+    return response
+
+
+def check_version() -> None:
+    """Refuses a client of a newer version; for before_request of every blueprint of this surface."""
+    access.check_version(
+        request.headers.get("X-API-VERSION"), current_app.extensions["runs"].config.runs.api_version
+    )
+
+
+def _token() -> str:
+    return request.headers.get("Authorization", "").partition(" ")[2].strip()
+
+
+# Open to all -----------------------------------------------------------------------------------
+
+
+@server.post("/api/server/get_info")
+@public
+def get_info() -> Any:
+    """The level of dstack's interface that this service answers."""
+    return jsonify({"server_version": service().config.runs.api_version})
+
+
+@server.get("/healthcheck")
+@public
+def healthcheck() -> Any:
+    """Whether the service answers."""
+    return jsonify({"status": "running"})
+
+
+@server.post("/api/auth/list_providers")
+@public
+def list_providers() -> Any:
+    """Ways to sign in by a browser: none."""
+    return jsonify([])
+
+
+@server.post("/api/auth/get_next_redirect")
+@server.arguments(schemas.AnyBody)
+@public
+def get_next_redirect(_: Any) -> Any:
+    """The next step of signing in by a browser."""
+    raise refusals.unsupported("sign-in by a browser")
+
+
+# Users -----------------------------------------------------------------------------------------
+
+
+@users.post("/list")
+@users.arguments(schemas.ListUsers)
+def list_users(asked: dict[str, Any]) -> Any:
+    """Users: all of them to an admin, oneself to others."""
+    total, found = service().people.users(caller(), Page(**asked))
+    return jsonify({"total_count": total, "users": found} if asked["return_total_count"] else found)
+
+
+@users.post("/get_my_user")
+def get_my_user() -> Any:
+    """The caller with token and key pair."""
+    return jsonify(service().people.me(caller(), _token()))
+
+
+@users.post("/get_user")
+@users.arguments(schemas.Username)
+def get_user(asked: dict[str, Any]) -> Any:
+    """A user; for admins."""
+    return jsonify(service().people.user(caller(), asked["username"]))
+
+
+@users.post("/create")
+@users.arguments(schemas.UserFields)
+def create_user(asked: dict[str, Any]) -> Any:
+    """Makes a user; for admins."""
+    made = service().people.create_user(
+        caller(), asked["username"], asked["global_role"], asked["email"], asked["active"]
+    )
+    return jsonify(made)
+
+
+@users.post("/update")
+@users.arguments(schemas.UserFields)
+def update_user(asked: dict[str, Any]) -> Any:
+    """Changes a user; for admins."""
+    changed = service().people.update_user(
+        caller(), asked["username"], asked["global_role"], asked["email"], asked["active"]
+    )
+    return jsonify(changed)
+
+
+@users.post("/delete")
+@users.arguments(schemas.UserNames)
+def delete_users(asked: dict[str, Any]) -> Any:
+    """Removes users; for admins."""
+    service().people.delete_users(caller(), asked["users"])
+    return jsonify(None)
+
+
+@users.post("/refresh_token")
+@users.arguments(schemas.Username)
+def refresh_token(asked: dict[str, Any]) -> Any:
+    """A new token; those that were issued here before end."""
+    return jsonify(service().people.refresh_token(caller(), asked["username"]))
+
+
+@users.post("/refresh_ssh_key")
+@users.arguments(schemas.Username)
+def refresh_ssh_key(asked: dict[str, Any]) -> Any:
+    """A new key pair."""
+    return jsonify(service().people.refresh_ssh_key(caller(), asked["username"]))
+
+
+@users.post("/public_keys/list")
+def list_public_keys() -> Any:
+    """The public keys that the caller added."""
+    return jsonify(service().people.public_keys(caller()))
+
+
+@users.post("/public_keys/add")
+@users.arguments(schemas.NewPublicKey)
+def add_public_key(asked: dict[str, Any]) -> Any:
+    """Adds a public key of the caller."""
+    return jsonify(service().people.add_public_key(caller(), asked["key"], asked["name"]))
+
+
+@users.post("/public_keys/delete")
+@users.arguments(schemas.KeyIds)
+def delete_public_keys(asked: dict[str, Any]) -> Any:
+    """Removes public keys of the caller."""
+    service().people.delete_public_keys(caller(), asked["ids"])
+    return jsonify(None)
+
+
+# Projects --------------------------------------------------------------------------------------
+
+
+@projects.post("/list")
+@projects.arguments(schemas.ListProjects)
+def list_projects(asked: dict[str, Any]) -> Any:
+    """The projects that the caller sees."""
+    joined, username = asked.pop("include_not_joined"), asked.pop("username")
+    page = Page(**asked)
+    total, found = service().people.projects(
+        caller(), page, include_not_joined=joined, username=username
+    )
+    return jsonify({"total_count": total, "projects": found} if page.return_total_count else found)
+
+
+@projects.post("/list_only_no_fleets")
+def list_only_no_fleets() -> Any:
+    """The caller's projects without a fleet."""
+    return jsonify(service().people.projects_without_fleets(caller()))
+
+
+@projects.post("/create")
+@projects.arguments(schemas.NewProject)
+def create_project(asked: dict[str, Any]) -> Any:
+    """Makes a project of the caller."""
+    made = service().people.create_project(caller(), asked["project_name"], asked["is_public"])
+    return jsonify(made)
+
+
+@projects.post("/delete")
+@projects.arguments(schemas.ProjectNames)
+def delete_projects(asked: dict[str, Any]) -> Any:
+    """Removes projects that are empty."""
+    service().people.delete_projects(caller(), asked["projects_names"])
+    return jsonify(None)
+
+
+@projects.post("/<project_name>/get")
+def get_project(project_name: str) -> Any:
+    """A project with its members."""
+    return jsonify(service().people.project(caller(), project_name))
+
+
+@projects.post("/<project_name>/update")
+@projects.arguments(schemas.ProjectChange)
+def update_project(asked: dict[str, Any], project_name: str) -> Any:
+    """Changes a project."""
+    changed = service().people.update_project(caller(), project_name, asked["is_public"])
+    return jsonify(changed)
+
+
+@projects.post("/<project_name>/add_members")
+@projects.arguments(schemas.Members)
+def add_members(asked: dict[str, Any], project_name: str) -> Any:
+    """Gives users roles in a project."""
+    return jsonify(service().people.add_members(caller(), project_name, asked["members"]))
+
+
+@projects.post("/<project_name>/set_members")
+@projects.arguments(schemas.Members)
+def set_members(asked: dict[str, Any], project_name: str) -> Any:
+    """Makes users all members of a project."""
+    return jsonify(service().people.set_members(caller(), project_name, asked["members"]))
+
+
+@projects.post("/<project_name>/remove_members")
+@projects.arguments(schemas.MemberNames)
+def remove_members(asked: dict[str, Any], project_name: str) -> Any:
+    """Takes users out of a project."""
+    return jsonify(service().people.remove_members(caller(), project_name, asked["usernames"]))

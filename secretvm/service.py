@@ -1,0 +1,517 @@
+"""The verbs of the SecretVM interface on VMs, callable by views, by jobs and by clusters alike.
+
+Source: secretvm.md sections 2 to 4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from accounts.roles import Caller, ProjectRole
+from accounts.service import Accounts
+from attest.artifacts import version_key
+from core.config import Config
+from core.errors import (
+    CasemateError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Upstream,
+    UpstreamTimeout,
+)
+from core.messages import GuestText
+from image import registry
+from models.account import Member, Project, User
+from models.base import Database
+from models.port import PortLease
+from models.secretvm import SecretVm
+from models.vm import Vm
+from secretvm import billing, document, jobs, names, registration, sizes, vm_object, wanted
+from secretvm.secrets import Keys
+from secretvm.vm_object import Flags, Row, Team
+from secretvm.wanted import Prepared, Wanted
+from vmm.records import Owner
+from vmm.schemas import Change, Configuration
+from vmm.service import Vms
+
+UPDATE = "vm.update"
+# A KMS that does not answer costs a caller this long and no longer (secretvm.md section 3).
+KMS_S = 5.0
+GUEST_S = 5.0
+LOG_LINES = 1000
+LOG_LINES_MOST = 10_000
+
+_LONG = ("encrypted_env", "user_config")
+_VMS = [column for column in Vm.__table__.c if column.name not in _LONG]
+_SECRET = list(SecretVm.__table__.c)
+_ROWS = select(*_VMS, *(column.label(f"secret_{column.name}") for column in _SECRET)).outerjoin(
+    SecretVm.__table__, SecretVm.__table__.c.vm_id == Vm.__table__.c.id
+)
+_NEWEST_FIRST = (Vm.created_ms.desc(), Vm.id)
+
+
+@dataclass(frozen=True)
+class SecretVms:
+    """The VMs of one data directory as this interface sees them."""
+
+    vms: Vms
+    accounts: Accounts
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the service."""
+        return self.vms.config
+
+    @property
+    def database(self) -> Database:
+        """Where the rows are."""
+        return self.vms.database
+
+    @functools.cached_property
+    def keys(self) -> Keys:
+        """What tenants encrypt their secrets to."""
+        return Keys.kept(self.config.data_dir)
+
+    # Verbs ---------------------------------------------------------------------------------------
+
+    def owner_of_new(self, caller: Caller) -> Owner:
+        """Whose the caller's new things are."""
+        return Owner(self.accounts.home(caller), caller.user_id)
+
+    def create_vm(self, owner: Owner, asked: Wanted) -> str:
+        """Makes a VM, starts it unless it should wait, and returns its id; on failure nothing remains."""
+        return self.make(owner, self.prepare(owner, asked))
+
+    def prepare(self, owner: Owner, asked: Wanted, *, app_id: str = "") -> Prepared:
+        """Everything that a VM is made from, checked and sealed; it draws an app id unless one is given."""
+        size = sizes.find(self.config, asked.vm_type)
+        with self.database.reading() as session:
+            billing.check(session, self.config, owner.project_id, size)
+        return wanted.prepare(
+            asked,
+            self.config,
+            host_tee=self.vms.host.tee,
+            app_id=lambda: app_id or self.vms.draw_app_id(owner.project_id),
+            keys=self.keys,
+            key_of=self._key_of,
+        )
+
+    def make(
+        self,
+        owner: Owner,
+        prepared: Prepared,
+        *,
+        name: str = "",
+        cluster: tuple[str, str] | None = None,
+        publish: Sequence[int] = (),
+    ) -> str:
+        """A VM of what was prepared; a node has the `cluster` (id and name) and may publish more ports."""
+        size = sizes.find(self.config, prepared.vm_type)
+        image = self._image(document.parsed(prepared.app_compose))
+        configuration = Configuration(
+            name=self._drawn_name(),
+            image=image,
+            compose_file=prepared.app_compose,
+            vcpu=size.cpu,
+            memory=size.ram * 1024,
+            disk_size=size.disk,
+            encrypted_env=prepared.encrypted_env,
+            app_id=prepared.app_id,
+            user_config=prepared.user_config,
+            stopped=not prepared.starts,
+        )
+        vm_id = self.vms.create(configuration, owner, publish=(*prepared.publish, *publish))
+        self._keep(vm_id, replace(prepared, name=name or prepared.name), cluster)
+        return vm_id
+
+    def update_vm(self, vm_id: str, asked: Wanted) -> None:
+        """Changes what a VM boots next; what is not given stays."""
+        self.apply(vm_id, self.prepare_change(vm_id, asked))
+
+    def prepare_change(self, vm_id: str, asked: Wanted) -> Prepared:
+        """A VM as it will be, checked and sealed."""
+        return self.changed(self.prepared(vm_id), asked)
+
+    def changed(self, before: Prepared, asked: Wanted) -> Prepared:
+        """What was prepared, with what is asked for now, checked and sealed."""
+        return wanted.prepare_change(
+            before,
+            asked,
+            self.config,
+            host_tee=self.vms.host.tee,
+            keys=self.keys,
+            key_of=self._key_of,
+        )
+
+    def prepared(self, vm_id: str) -> Prepared:
+        """A VM as it is, but for what is sealed or large: empty there means that it stays."""
+        row = self.row(vm_id)
+        secret = row.secret
+        return Prepared(
+            app_id=row.vm.app_id,
+            app_compose=row.vm.compose_file,
+            encrypted_env=b"",
+            user_config="",
+            vm_type=secret.vm_type if secret else "",
+            name=vm_object.name_of(row),
+            flags=Flags.read(secret.flags) if secret else Flags(),
+            registration=secret.registration if secret else None,
+            publish=tuple(port.vm_port for port in row.ports if port.own) if secret else (),
+        )
+
+    def apply(self, vm_id: str, prepared: Prepared, *, publish: Sequence[int] = ()) -> None:
+        """Makes a VM boot what was prepared at its next start."""
+        ports = (*prepared.publish, *publish)
+        self.vms.update(
+            Change(
+                id=vm_id,
+                compose_file=prepared.app_compose,
+                encrypted_env=prepared.encrypted_env,
+                user_config=prepared.user_config,
+            ),
+            publish=ports or None,
+        )
+        with self.database.writing() as session:
+            secret = session.get(SecretVm, vm_id)
+            if secret is not None:
+                secret.name, secret.registration = prepared.name, _plain(prepared.registration)
+                secret.flags = wanted.kept_flags(prepared.flags)
+
+    def launch(self, vm_id: str, asked: Wanted) -> None:
+        """Starts a created or stopped VM, after changing what was given; Invalid when it runs."""
+        row = self.row(vm_id)
+        if row.word not in ("stopped", "exited"):
+            raise Invalid(f"vm: is {vm_object.status_of(row)}; stop it before it is launched anew")
+        self._check_balance(row)
+        if asked != Wanted():
+            self.update_vm(vm_id, asked)
+        self.vms.start(vm_id)
+
+    def start(self, vm_id: str) -> None:
+        """Starts a VM; a running one stays as it is."""
+        self._check_balance(self.row(vm_id))
+        self.vms.start(vm_id)
+
+    def stop(self, vm_id: str) -> None:
+        """Asks a VM to power off, and ends it by force when it cannot be asked; a stopped one stays as it is."""
+        try:
+            self.vms.shutdown(vm_id)
+        except (Invalid, Unavailable):  # it is not up, or nobody in it listens
+            self.vms.stop(vm_id)
+
+    def stop_later(self, vm_id: str) -> None:
+        """Asks a VM to power off, and leaves it to a job to end it by force when it does not."""
+        row = self.row(vm_id)
+        self.stop(vm_id)
+        with self.database.writing() as session:
+            jobs.enqueue(session, "vm.stopped", row.vm.project_id, {"vm_id": vm_id})
+
+    def terminate(self, caller: Caller, row: Row) -> None:
+        """Removes a VM with its disk and secrets; Forbidden for a member who may only see it."""
+        if not self.may_terminate(caller, row):
+            raise Forbidden(
+                "a member with role user may terminate what they made themselves; ask a manager"
+            )
+        self.vms.remove(row.vm.id)
+
+    def may_terminate(self, caller: Caller, row: Row) -> bool:
+        """Whether a caller who sees a VM may also remove it."""
+        if caller.is_operator or row.vm.user_id == caller.user_id:
+            return True
+        role = self.accounts.roles(caller).get(row.vm.project_id)
+        return role is not None and role.covers(ProjectRole.MANAGER)
+
+    def update_later(self, row: Row, asked: Wanted) -> str:
+        """Changes a VM now and restarts it in a job, if it runs; the job's id.
+
+        Conflict when another update holds it.
+        """
+        if row.held:
+            raise Conflict("vm: another update of this VM is under way")
+        self.update_vm(row.vm.id, asked)
+        argument = {"vm_id": row.vm.id, "restart": row.word in ("running", "starting")}
+        with self.database.writing() as session:
+            return jobs.enqueue(session, UPDATE, row.vm.project_id, argument, vm_id=row.vm.id)
+
+    def batch(self, caller: Caller, verb: str, ids: Iterable[str]) -> list[dict[str, str]]:
+        """One job a VM that the caller may do this to; NotFound when there is none."""
+        found = [(each, row) for each in dict.fromkeys(ids) if (row := self._seen(caller, each))]
+        if verb == "delete":
+            found = [(each, row) for each, row in found if self.may_terminate(caller, row)]
+        if not found:
+            raise NotFound("ids: none of these VMs is there for you")
+        with self.database.writing() as session:
+            return [
+                {
+                    "vmId": each,
+                    "vmInstanceId": row.vm.id,
+                    "jobId": jobs.enqueue(
+                        session, f"vm.{verb}", row.vm.project_id, {"vm_id": row.vm.id}
+                    ),
+                }
+                for each, row in found
+            ]
+
+    # Questions -----------------------------------------------------------------------------------
+
+    def row(self, vm_id: str) -> Row:
+        """Everything about a VM by its UUID; NotFound when it is gone or on its way out."""
+        return self._one(Vm.id == vm_id, vm_id)
+
+    def find(self, caller: Caller, given: str) -> Row:
+        """The VM of the caller's projects with this id or short id; NotFound for all others alike."""
+        number = given.removeprefix("vm-")
+        is_number = given.startswith("vm-") and number.isascii() and number.isdigit()
+        is_it = Vm.number == int(number[:18]) if is_number and len(number) < 18 else Vm.id == given
+        row = self._one(is_it, given)
+        roles = self.accounts.roles(caller)
+        if not caller.is_operator and row.vm.project_id not in roles:
+            raise _missing(given)
+        return replace(row, role=_role(roles, caller, row.vm.project_id))
+
+    def vm_object(self, row: Row) -> dict[str, Any]:
+        """The object of a VM."""
+        return vm_object.vm_object(row, self.config)
+
+    def instances(self, caller: Caller) -> list[dict[str, Any]]:
+        """The objects of all VMs that the caller sees, newest first."""
+        roles = self.accounts.roles(caller)
+        found = self.rows(None if caller.is_operator else roles.keys())
+        return [
+            self.vm_object(replace(row, role=_role(roles, caller, row.vm.project_id)))
+            for row in found
+        ]
+
+    def rows(
+        self, project_ids: Collection[str] | None, *, cluster_id: str | None = None
+    ) -> list[Row]:
+        """The VMs of some projects (None: of all), or of one cluster, newest first."""
+        asked = _ROWS.where(Vm.wished != "removed").order_by(*_NEWEST_FIRST)
+        if project_ids is not None:
+            asked = asked.where(Vm.project_id.in_(project_ids))
+        if cluster_id is not None:
+            asked = asked.where(SecretVm.cluster_id == cluster_id)
+        with self.database.reading() as session:
+            return self._filled(session, session.execute(asked).all())
+
+    def latest_artifacts(self, caller: Caller) -> str:
+        """The newest image version among the caller's VMs; NotFound without any."""
+        roles = self.accounts.roles(caller)
+        asked = select(Vm.image_version).where(Vm.wished != "removed").distinct()
+        if not caller.is_operator:
+            asked = asked.where(Vm.project_id.in_(roles))
+        with self.database.reading() as session:
+            versions = session.scalars(asked).all()
+        if not versions:
+            raise NotFound("there are no VMs")
+        return max(versions, key=version_key)
+
+    def logs(self, row: Row, service: str, lines: int) -> str:
+        """The merged logs of a VM's containers; while there are none, those of its boot."""
+        if row.word == "running":
+            with contextlib.suppress(Upstream, UpstreamTimeout, Invalid):
+                asked = {"service": service, "lines": lines}
+                told = self.vms.ask_guest(row.vm.id, "Logs", GuestText, asked)
+                if told["text"] or service:
+                    return str(told["text"])
+        if service:
+            return ""
+        return "".join(self.vms.log(row.vm.id, "serial", lines))
+
+    def quote(self, row: Row) -> str:
+        """The quote of a running VM: hex for TDX, base64 for SEV.
+
+        Conflict when it does not run, Unavailable when its guest gives none in time.
+        """
+        if row.word != "running":
+            raise Conflict(f"vm: is {vm_object.status_of(row)}, and only a running one has a quote")
+        try:
+            told = self.vms.ask_guest(row.vm.id, "Quote", GuestText, within_s=GUEST_S)
+        except (Upstream, UpstreamTimeout, Invalid) as error:
+            raise Unavailable(f"the guest gives no quote: {error.message}") from None
+        return str(told["text"])
+
+    def unquoted(self) -> list[Row]:
+        """The running VMs of this interface whose guest has not given a quote since its start."""
+        asked = _ROWS.where(
+            Vm.wished == "running",
+            Vm.observed == "alive",
+            SecretVm.vm_id.is_not(None),
+            func.coalesce(SecretVm.quoted_ms, 0) < Vm.started_ms,
+        )
+        with self.database.reading() as session:
+            return self._filled(session, session.execute(asked).all())
+
+    def note_quote(self, vm_id: str) -> None:
+        """Notes that the guest of a VM has given a quote now."""
+        now = time.time_ns() // 1_000_000
+        with self.database.writing() as session:
+            session.execute(update(SecretVm).where(SecretVm.vm_id == vm_id).values(quoted_ms=now))
+
+    def metadata(self, row: Row) -> dict[str, Any] | None:
+        """The EIP-8004 metadata of a VM, or None when its maker gave none."""
+        given = row.secret.registration if row.secret else None
+        return registration.completed(given, vm_object.domain(row, self.config)) if given else None
+
+    def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+        """A job as the interface shows it; NotFound for one of a project that the caller is not in."""
+        projects = None if caller.is_operator else frozenset(self.accounts.roles(caller))
+        with self.database.reading() as session:
+            job = jobs.find(session, job_id, projects)
+        return {
+            "id": job.id,
+            "type": job.type,
+            "status": job.status,
+            "progress": job.progress,
+            "error": job.error,
+            "result": job.result,
+            "createdAt": vm_object.iso(job.created_ms),
+            "updatedAt": vm_object.iso(job.updated_ms),
+        }
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def _seen(self, caller: Caller, given: str) -> Row | None:
+        with contextlib.suppress(NotFound):
+            return self.find(caller, given)
+        return None
+
+    def _one(self, is_it: Any, given: str) -> Row:
+        with self.database.reading() as session:
+            found = session.execute(_ROWS.where(is_it, Vm.wished != "removed")).all()
+            if not found:
+                raise _missing(given)
+            return self._filled(session, found)[0]
+
+    def _filled(self, session: Session, found: Sequence[Any]) -> list[Row]:
+        plain = [_split(row._mapping) for row in found]
+        ids = [vm.id for vm, _ in plain]
+        ports = _ports(session, ids)
+        teams = _teams(session, {vm.project_id for vm, _ in plain})
+        users = _users(session, {vm.user_id for vm, _ in plain})
+        held = jobs.held_vms(session, UPDATE)
+        return [
+            Row(
+                vm,
+                secret,
+                self.vms.word(vm),
+                vm.id in held,
+                ports.get(vm.id, ()),
+                teams.get(vm.project_id),
+                users.get(vm.user_id),
+            )
+            for vm, secret in plain
+        ]
+
+    def _keep(self, vm_id: str, prepared: Prepared, cluster: tuple[str, str] | None) -> None:
+        cluster_id, cluster_name = cluster or (None, None)
+        with self.database.writing() as session:
+            if session.get(Vm, vm_id) is None:  # removed the moment it was there
+                return
+            session.add(
+                SecretVm(
+                    vm_id=vm_id,
+                    name=prepared.name,
+                    vm_type=prepared.vm_type,
+                    domain=prepared.flags.custom_domain,
+                    flags=wanted.kept_flags(prepared.flags),
+                    registration=_plain(prepared.registration),
+                    cluster_id=cluster_id,
+                    cluster_name=cluster_name,
+                )
+            )
+
+    def _check_balance(self, row: Row) -> None:
+        if row.word in ("running", "starting"):
+            return
+        size = sizes.of_shape(self.config, row.vm.vcpu, row.vm.memory_mb)
+        with self.database.reading() as session:
+            billing.check(session, self.config, row.vm.project_id, size)
+
+    def _image(self, app: Mapping[str, Any]) -> str:
+        """The image of a new VM; Unavailable when this host has none."""
+        measured = document.measured_in(app)
+        known = sorted(
+            registry.list_images(self.config.image.path), key=lambda image: image.version_key
+        )
+        for_developers = [image.name for image in known if image.is_dev]
+        others = [image.name for image in known if not image.is_dev]
+        if measured is not None and measured.environment == "dev" and for_developers:
+            return for_developers[-1]
+        if self.config.image.default:
+            return self.config.image.default
+        if not known:
+            raise Unavailable(
+                "this host has no image to boot; make one with `casemate image build`"
+            )
+        return (others or for_developers)[-1]
+
+    def _drawn_name(self) -> str:
+        with self.database.reading() as session:
+            return names.draw(frozenset(session.scalars(select(Vm.name))))
+
+    def _key_of(self, app_id: bytes) -> bytes:
+        """The key that an app's variables are sealed to; Unavailable when the KMS does not give it in time."""
+        try:
+            told = self.vms.env_key(app_id, within_s=KMS_S)
+        except CasemateError as error:
+            raise Unavailable(
+                f"secrets need the KMS of this host (kms_url), and it cannot be asked: {error.message}"
+            ) from None
+        return bytes(told["public_key"])
+
+
+def _missing(given: str) -> NotFound:
+    return NotFound(f"VM {given[:64]} not found")
+
+
+def _split(row: Mapping[str, Any]) -> tuple[SimpleNamespace, SimpleNamespace | None]:
+    vm = SimpleNamespace(**{c.name: row[c.name] for c in _VMS})
+    secret = SimpleNamespace(**{c.name: row[f"secret_{c.name}"] for c in _SECRET})
+    return vm, secret if secret.vm_id is not None else None
+
+
+def _ports(session: Session, ids: Sequence[str]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    table = PortLease.__table__
+    for first in range(0, len(ids), 10_000):  # SQLite takes 32,766 values in one statement
+        some = ids[first : first + 10_000]
+        asked = select(table).where(table.c.vm_id.in_(some)).order_by(table.c.position)
+        for lease in session.execute(asked):
+            found.setdefault(lease.vm_id, []).append(lease)
+    return found
+
+
+def _teams(session: Session, project_ids: Collection[str]) -> dict[str, Team]:
+    counted = (
+        select(Project.id, Project.name, func.count(Member.id))
+        .join(Member, Member.project_id == Project.id)
+        .where(Project.id.in_(project_ids))
+        .group_by(Project.id)
+    )
+    return {id_: Team(id_, name, count > 1) for id_, name, count in session.execute(counted)}
+
+
+def _users(session: Session, user_ids: Collection[str | None]) -> dict[str | None, str]:
+    asked = select(User.id, User.name).where(User.id.in_([each for each in user_ids if each]))
+    return {id_: name for id_, name in session.execute(asked)}
+
+
+def _role(roles: Mapping[str, ProjectRole], caller: Caller, project_id: str) -> str | None:
+    role = roles.get(project_id)
+    return str(role) if role else ("admin" if caller.is_operator else None)
+
+
+def _plain(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if given is None else dict(given)

@@ -1,0 +1,239 @@
+"""What becomes of runs: a real service and scheduler, VMs of the stand-in for QEMU, jobs that are local processes."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from tests.api.runs.conftest import Api, Host, begin
+from tests.common.waiting import until
+from vmm.service import Vms
+
+
+def output(api: Api, run: Any) -> str:
+    """All that the first job of a run said."""
+    query = {
+        "run_name": run["run_spec"]["run_name"],
+        "job_submission_id": run["latest_job_submission"]["id"],
+    }
+    told = api.ask("logs/poll", {**query, "limit": 1000})
+    return b"".join(base64.b64decode(each["message"]) for each in told["logs"]).decode()
+
+
+def test_a_task_runs_and_its_output_is_kept(api: Api, background: Host) -> None:
+    api.fleet()
+    api.run("echo hello world", name="hello")
+
+    run = api.until("hello", "done", "failed", "terminated")
+
+    assert run["status"] == "done"
+    last = run["latest_job_submission"]
+    assert (last["status"], last["status_message"], last["exit_status"]) == (
+        "done",
+        "exited (0)",
+        0,
+    )
+    assert last["termination_reason"] == "done_by_runner"
+    assert run["termination_reason"] == "all_jobs_done"
+    assert output(api, run) == "hello world\r\n"
+    (instance,) = api.ask("fleets/get", {"name": "default"})["instances"]
+    assert (instance["name"], instance["status"]) == ("default-0", "idle")
+    assert api.events(target_runs=[run["id"]]) == [
+        "Run submitted. Status: SUBMITTED",
+        "Run status changed SUBMITTED -> PROVISIONING",
+        "Run status changed PROVISIONING -> RUNNING",
+        "Run status changed RUNNING -> TERMINATING. Termination reason: ALL_JOBS_DONE",
+        "Run status changed TERMINATING -> DONE",
+    ]
+
+
+def test_a_job_that_fails_says_with_what(api: Api, background: Host) -> None:
+    api.fleet()
+    api.run("exit 7", name="bad")
+
+    run = api.until("bad", "failed")
+
+    last = run["latest_job_submission"]
+    assert (last["exit_status"], last["status_message"]) == (7, "exited (7)")
+    assert last["termination_reason"] == "container_exited_with_error"
+
+
+def test_a_stop_is_kept_and_frees_the_instance(api: Api, background: Host) -> None:
+    api.fleet()
+    api.run("echo begun; sleep 100", name="long")
+    api.until("long", "running")
+
+    assert api.ask("runs/stop", {"runs_names": ["long", "nobody"], "abort": False}) is None
+
+    assert api.get("long")["status"] in ("terminating", "terminated")
+    run = api.until("long", "terminated", "done", "failed")
+    assert run["status"] == "terminated"
+    assert run["latest_job_submission"]["status_message"] == "stopped"
+    (stop,) = background.executor.stops
+    assert stop[1] == 300
+    assert api.ask("fleets/get", {"name": "default"})["instances"][0]["status"] == "idle"
+
+
+def test_the_next_job_of_the_same_user_takes_the_idle_vm(
+    api: Api, vms: Vms, background: Host
+) -> None:
+    api.fleet()
+    api.run("true", name="one")
+    first = api.until("one", "done")
+    api.run("true", name="two")
+
+    second = api.until("two", "done")
+
+    ids = [
+        each["latest_job_submission"]["job_provisioning_data"]["instance_id"]
+        for each in (first, second)
+    ]
+    assert ids[0] == ids[1]
+    assert len(api.ask("fleets/get", {"name": "default"})["instances"]) == 1
+
+
+def test_without_a_fleet_a_run_fails_at_once(api: Api, background: Host) -> None:
+    api.run("true", name="lost")
+
+    run = api.until("lost", "failed")
+
+    assert run["latest_job_submission"]["status_message"] == "no fleets"
+
+
+def test_when_all_nodes_are_taken_there_is_no_capacity(api: Api, background: Host) -> None:
+    api.fleet()
+    api.run("sleep 100", name="first")
+    api.until("first", "running")
+    api.run("true", name="second")
+
+    run = api.until("second", "failed")
+
+    assert run["latest_job_submission"]["status_message"] == "no capacity"
+
+
+def test_a_run_that_retries_waits_for_capacity(
+    api: Api, background: Host, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(__import__("runs.progress").progress.RETRY_DELAY_US, "no-capacity", 100_000)
+    api.fleet()
+    api.run("sleep 100", name="first")
+    api.until("first", "running")
+    api.run("true", name="second", retry=True)
+    api.until("second", "pending")
+
+    api.ask("runs/stop", {"runs_names": ["first"], "abort": True})
+
+    run = api.until("second", "done", "failed")
+    assert run["status"] == "done"
+    assert len(run["jobs"][0]["job_submissions"]) > 1
+
+
+def test_nodes_are_jobs_that_end_together(api: Api, background: Host) -> None:
+    api.fleet(nodes="0..2")
+    api.run("echo $DSTACK_NODE_RANK of $DSTACK_NODES_NUM", name="two", nodes=2)
+
+    run = api.until("two", "done", "failed")
+
+    assert run["status"] == "done"
+    said = [
+        output(api, {**run, "latest_job_submission": job["job_submissions"][-1]})
+        for job in run["jobs"]
+    ]
+    assert said == ["0 of 2\r\n", "1 of 2\r\n"]
+
+
+def test_a_fleet_keeps_its_least_nodes_and_ends_them_when_deleted(
+    api: Api, vms: Vms, background: Host
+) -> None:
+    api.fleet("warm", nodes=1)
+
+    def statuses() -> list[str]:
+        return [each["status"] for each in api.ask("fleets/get", {"name": "warm"})["instances"]]
+
+    until(lambda: statuses() == ["idle"], seconds=20)
+    assert len(vms.status(_all())["vms"]) == 1
+
+    api.ask("fleets/delete", {"names": ["warm"]})
+
+    def gone() -> bool:
+        return api.post("fleets/get", {"name": "warm"}).status_code == 400
+
+    until(gone, seconds=20)
+    assert vms.status(_all())["vms"] == []
+
+
+def _all() -> Any:
+    from vmm.schemas import StatusQuery
+
+    return StatusQuery()
+
+
+def test_an_idle_instance_ends_after_its_time(api: Api, background: Host) -> None:
+    api.fleet(idle_duration=0)
+    api.run("true", name="one")
+    api.until("one", "done")
+
+    until(lambda: not api.ask("fleets/get", {"name": "default"})["instances"], seconds=20)
+
+
+def test_a_vm_that_is_lost_interrupts_its_job(api: Api, background: Host) -> None:
+    api.fleet()
+    api.run("sleep 100", name="long")
+    api.until("long", "running")
+    (vm_id,) = background.executor.ready
+
+    background.scheduler.on_lost(vm_id, "QEMU was killed")
+
+    run = api.until("long", "failed")
+    last = run["latest_job_submission"]
+    assert (last["termination_reason"], last["status_message"]) == (
+        "instance_unreachable",
+        "interrupted",
+    )
+    until(lambda: not api.ask("fleets/get", {"name": "default"})["instances"], seconds=20)
+
+
+def test_a_new_scheduler_takes_up_what_runs(api: Api, vms: Vms, sweeper: None) -> None:
+    first = begin(vms, boots=False)
+    api.fleet()
+    api.run("echo once", name="kept")
+    api.until("kept", "provisioning")
+    until(lambda: first.executor.waiting, seconds=20)
+    first.end()
+
+    second = begin(vms)
+
+    try:
+        run = api.until("kept", "done", "failed")
+        assert run["status"] == "done"
+        assert output(api, run) == "once\r\n"
+    finally:
+        second.end()
+
+
+def test_a_job_ends_after_its_longest_time(api: Api, background: Host) -> None:
+    api.fleet()
+    api.run("sleep 100", name="long", max_duration=0)
+
+    run = api.until("long", "failed", "terminated")
+
+    assert run["latest_job_submission"]["termination_reason"] == "max_duration_exceeded"
+
+
+def test_a_service_has_its_replicas_and_a_path(api: Api, background: Host) -> None:
+    api.fleet(nodes="0..2")
+    resources = {"cpu": "1..", "memory": "1GB.."}
+    wanted = {"type": "service", "port": 8000, "commands": ["sleep 100"], "replicas": 2}
+    spec = {"run_name": "web", "configuration": {**wanted, "resources": resources}}
+    api.ask("runs/apply", {"plan": {"run_spec": spec}, "force": False})
+
+    def served() -> Any:
+        found = api.get("web")
+        states = {job["job_submissions"][-1]["status"] for job in found["jobs"]}
+        return found if states == {"running"} else None
+
+    run = until(served, seconds=20)
+    assert run["service"]["url"] == "/proxy/services/main/web/"
+    assert [job["job_spec"]["replica_num"] for job in run["jobs"]] == [0, 1]
+    api.ask("runs/stop", {"runs_names": ["web"], "abort": True})
+    api.until("web", "terminated")

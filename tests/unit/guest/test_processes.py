@@ -1,0 +1,51 @@
+"""Processes of the test's own, looked at and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from guest import processes
+from tests.common.waiting import until
+
+
+@pytest.fixture
+def shell() -> Iterator[subprocess.Popen[bytes]]:
+    """A shell in a session of its own, with a child and a grandchild."""
+    script = "sh -c 'sleep 1000; :' & trap '' TERM; echo up; wait; sleep 1000"
+    with subprocess.Popen(["sh", "-c", script], stdout=-1, start_new_session=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        yield process
+        processes.kill(processes.session(process.pid))
+
+
+def test_descendants_are_found_at_any_depth(shell: subprocess.Popen[bytes]) -> None:
+    until(lambda: len(processes.descendants(shell.pid)) == 2)
+
+    assert shell.pid in processes.descendants(os.getpid())
+    assert processes.session(shell.pid) == {shell.pid} | processes.descendants(shell.pid)
+
+
+def test_a_process_that_ignores_sigterm_gets_sighup(shell: subprocess.Popen[bytes]) -> None:
+    processes.ask_to_end([shell.pid])
+
+    assert shell.wait(10) == -signal.SIGHUP
+
+
+def test_any_other_process_gets_sigterm() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        processes.ask_to_end([process.pid])
+
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_process_that_is_gone_is_no_obstacle() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait(10)
+
+    processes.ask_to_end([process.pid])
+    processes.kill([process.pid])

@@ -64,3 +64,8 @@ if ! cat "$lock" setup.cfg | cmp -s - "$mark"; then
     .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
     cat "$lock" setup.cfg >"$mark"
 fi
+
+# The published registry of SecretVM builds, without which VMs of others are not recognised, and no more.
+if [ ! -e .venv/share/casemate/registry/sev.json ] && ! .venv/bin/casemate artifacts fetch >/dev/null; then
+    echo "going on without the published registry; later: .venv/bin/casemate artifacts fetch" >&2
+fi

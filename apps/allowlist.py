@@ -63,7 +63,7 @@ class Allowlist:
             raise Invalid.field("app_id", "must be 40 hex digits")
         rows = [row for row in self.apps.rows(caller) if row.app_id == app_id]
         asked = Asked(digits(wanted.compose_hash), self._device(wanted))
-        return answer(app_id, self._verdicts(app_id, self._chain_of(rows, wanted), [asked])[0])
+        return answer(app_id, self.verdicts(app_id, self._chain_of(rows, wanted), [asked])[0])
 
     def of_cvm(self, caller: Caller, name: str, wanted: Allowance) -> tuple[Any, dict[str, Any]]:
         """Whether a CVM's app may run it: the CVM's row, and the answer."""
@@ -71,7 +71,7 @@ class Allowlist:
         device = self._device(wanted) or self.apps.catalog.device_id
         asked = Asked(digits(wanted.compose_hash) or cvm.compose_hash, device, cvm.row)
         app_id = cvm.row.app_id
-        verdict = self._verdicts(app_id, self._chain_of([cvm.row], wanted), [asked])[0]
+        verdict = self.verdicts(app_id, self._chain_of([cvm.row], wanted), [asked])[0]
         return cvm.row, answer(app_id, verdict)
 
     def of_cvms(self, app: App) -> list[Verdict] | None:
@@ -85,7 +85,7 @@ class Allowlist:
             for cvm in self.apps.cvms([row.id for row in app.rows])
             if cvm.row.compose_file
         ]
-        return self._verdicts(app.id, chain_id, asked) if asked else []
+        return self.verdicts(app.id, chain_id, asked) if asked else []
 
     def devices(self, app: App, write_id: Any) -> dict[str, Any]:
         """The devices that an app runs on, and whether its contract allows each."""
@@ -99,7 +99,7 @@ class Allowlist:
                 "devices": [],
             }
         device = self.apps.catalog.device_id
-        verdict = self._verdicts(app.id, chain_id, [Asked("", device)])[0]
+        verdict = self.verdicts(app.id, chain_id, [Asked("", device)])[0]
         allowed = verdict.error is None and (verdict.any_device or bool(verdict.device))
         return {
             "is_onchain_kms": True,
@@ -143,7 +143,7 @@ class Allowlist:
             raise coded(NotFound(f"node {wanted.node_id} not found"), NODE_NOT_FOUND)
         return self.apps.catalog.device_id
 
-    def _verdicts(self, app_id: str, chain_id: int | None, asked: Sequence[Asked]) -> list[Verdict]:
+    def verdicts(self, app_id: str, chain_id: int | None, asked: Sequence[Asked]) -> list[Verdict]:
         """What the contract says to each question; every one has the error when it cannot be asked."""
         if chain_id is None:
             return [

@@ -14,10 +14,11 @@ from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from apps.cvms import Cvm
 from apps.names import moment
+from apps.service import App, Apps
 from attest import ratls
 from attest.errors import VerificationError
 from attest.evidence import TdxEvidence
-from core.errors import CasemateError
+from core.errors import CasemateError, NotFound
 from core.messages import GuestInfo
 from vmm.service import Vms
 
@@ -55,6 +56,15 @@ def at_once(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer
     """The answers to one question about many, asked in parallel and in their order."""
     with ThreadPoolExecutor(max(1, min(AT_ONCE, len(items)))) as pool:
         return list(pool.map(ask, items))
+
+
+def asked(service: Apps, app: App) -> Json:
+    """The attestation of an app, all of whose guests are asked at once."""
+    cvms = service.cvms([row.id for row in app.rows])
+    if not cvms:  # the last one went meanwhile
+        raise NotFound("App not found")
+    said = at_once(lambda cvm: heard(service.vms, cvm), cvms)
+    return of_app(app.id, cvms, said, service.vms.qemu_version)
 
 
 def heard(vms: Vms, cvm: Cvm) -> Said:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from apps.catalog import Catalog, Kms
 from apps.names import hashed
 from attest import compose
 from image.registry import Image
+from models.port import PortLease
 
 # Nothing else can be asked of a VM in these.
 MOVING = {"starting": "running", "stopping": "stopped"}
@@ -48,6 +49,7 @@ class Cvm:
     creator: Ref | None
     catalog: Catalog
     image: Image | None
+    ports: Sequence[PortLease]  # of the host, that lead to what the app publishes
     changed_ms: int
 
     @property

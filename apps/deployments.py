@@ -33,7 +33,14 @@ from apps.schemas import Commitment, Deployment
 from apps.service import Apps
 from attest import compose
 from core.config_apps import InstanceTypeConfig
-from core.errors import CasemateError, Conflict, Invalid, NotFound
+from core.errors import (
+    CasemateError,
+    Conflict,
+    Invalid,
+    NotFound,
+    Upstream,
+    UpstreamTimeout,
+)
 from image.registry import Image
 from models.app import CvmProfile, Provision
 from rest import docker_compose
@@ -83,9 +90,14 @@ class Deployments:
         return promise
 
     def commit(self, caller: Caller, given: Commitment) -> Cvm:
-        """Makes and starts the VM of a promise; on failure the promise stays."""
+        """Makes and starts the VM of a promise; on failure the promise stays.
+
+        Who commits it again gets the VM that was made of it.
+        """
         project_id = self.apps.accounts.home(caller)
         provision = self._promised(project_id, given)
+        if provision is None:
+            return self._made(caller, given)
         wanted = provision.wanted
         self._check_name(project_id, wanted["name"])
         app_id = str(bare_app_id(given.app_id))
@@ -137,7 +149,10 @@ class Deployments:
 
     def env_key(self, kms: Kms, app_id: str) -> str:
         """The X25519 key (hex) that an app's variables are sealed to, from its KMS."""
-        told = self.apps.vms.env_key(bytes.fromhex(app_id), url=kms.url)
+        try:
+            told = self.apps.vms.env_key(bytes.fromhex(app_id), url=kms.url)
+        except (Upstream, UpstreamTimeout) as error:
+            raise type(error)(f"KMS {kms.slug}: {error.message}") from None
         return bytes(told["public_key"]).hex()
 
     def _configuration(self, provision: Provision, app_id: str, env: bytes) -> Configuration:
@@ -312,12 +327,26 @@ class Deployments:
         with self.apps.database.writing() as session:
             records.add_provision(session, provision)
 
-    def _promised(self, project_id: str, given: Commitment) -> Provision:
-        compose_hash = given.compose_hash.lower().removeprefix("0x")
+    def _made(self, caller: Caller, given: Commitment) -> Cvm:
+        """The VM that a former commit made."""
+        app_id = bare_app_id(given.app_id)
+        ids = [row.id for row in self.apps.rows(caller) if row.app_id == app_id]
+        cvms = self.apps.cvms(ids)
+        compose_hash = _digits(given.compose_hash)
+        found = next((each for each in cvms if each.compose_hash == compose_hash), None)
+        if found is not None:
+            return found
+        if cvms:
+            raise coded(
+                Conflict("app_id: this app was made with another compose hash"), APP_ID_CONFLICT
+            )
+        raise _unknown_hash()
+
+    def _promised(self, project_id: str, given: Commitment) -> Provision | None:
         with self.apps.database.reading() as session:
-            waiting = records.promised(session, [project_id], compose_hash)
+            waiting = records.promised(session, [project_id], _digits(given.compose_hash))
         if not waiting:
-            raise _unknown_hash()
+            return None
         app_id = bare_app_id(given.app_id)
         if app_id is None:
             raise Invalid.field("app_id", "must be 40 hex digits")
@@ -417,6 +446,10 @@ def told_apart(error: CasemateError) -> CasemateError:
         code = next((known[name] for name in names if name in known), None)
         return coded(error, code or (INVALID_REQUEST if error.fields else IMAGE_NOT_FIT))
     return error
+
+
+def _digits(text: str) -> str:
+    return text.lower().removeprefix("0x")
 
 
 def _unknown_hash() -> NotFound:

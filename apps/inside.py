@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from vmm.service import Vms
 
 Json = dict[str, Any]
 
+LINES_MOST = 100_000
+# A guest is asked again each so many seconds for what is new in a log.
+FOLLOW_S = 1.0
 _DISK = ("name", "mount_point", "total_size", "free_size")
 
 
@@ -85,7 +89,8 @@ def stats(vms: Vms, cvm: Cvm) -> Json:
         "is_online": heard.is_online,
         "is_public": is_public,
         "error": heard.error,
-        "sysinfo": system and {**system, "disks": [_picked(each, _DISK) for each in system["disks"]]},
+        "sysinfo": system
+        and {**system, "disks": [_picked(each, _DISK) for each in system["disks"]]},
         "status": cvm.status,
         "in_progress": cvm.target is not None,
         "boot_progress": cvm.told["boot_progress"],
@@ -172,12 +177,35 @@ def _document(text: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def container_log(vms: Vms, cvm: Cvm, container: str, lines: int) -> Iterator[str]:
+def container_log(vms: Vms, cvm: Cvm, container: str, lines: int) -> str:
     """The last lines of a container's log; Forbidden where the app does not show its logs."""
     if not cvm.flag("public_logs", False):
         raise Forbidden("public_logs is not enabled for this app")
-    order = {"service": container, "lines": min(lines, 100_000)}
-    yield vms.ask_guest(cvm.uuid, "Logs", GuestText, order)["text"]
+    order = {"service": container, "lines": min(lines, LINES_MOST)}
+    return str(vms.ask_guest(cvm.uuid, "Logs", GuestText, order)["text"])
+
+
+def followed(read: Callable[[], str], lines: int, left: Callable[[], bool]) -> Iterator[str]:
+    """The last lines of a log, and then what is new each time that it is read, until the reader has left."""
+    whole = read()
+    yield "".join(whole.splitlines(keepends=True)[-lines:]) if lines else ""
+    while not left():
+        time.sleep(FOLLOW_S)
+        try:
+            now = read()
+        except CasemateError:
+            return
+        yield fresh(whole, now)
+        whole = now
+
+
+def fresh(before: str, now: str) -> str:
+    """What of a log's end was not there before; the beginning may have been cut off meanwhile."""
+    if now.startswith(before):
+        return now[len(before) :]
+    known = before[-2000:]
+    place = now.rfind(known)
+    return now[place + len(known) :] if place >= 0 else now
 
 
 def _whole(value: object) -> int | None:

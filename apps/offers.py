@@ -8,6 +8,7 @@ from typing import Any
 
 from accounts.roles import Caller
 from apps.catalog import RATE, Catalog, Kms, version_numbers
+from apps.cvms import Cvm
 from apps.names import bare_app_id, hashed, moment
 from apps.refusals import KMS_NOT_FOUND, coded
 from apps.service import Apps, Page, page_of
@@ -179,6 +180,21 @@ def image(image: Image) -> Json:
         "is_dev": image.is_dev,
         "requires_gpu": False,
     }
+
+
+def images_for(catalog: Catalog, cvm: Cvm) -> list[Json]:
+    """The images that a VM could be given, by version: the production one and the development one of each."""
+    versions: dict[str, Json] = {}
+    for each in sorted(catalog.images(), key=lambda i: i.version_key, reverse=True):
+        entry = versions.setdefault(
+            each.version, {"version": version_numbers(each.version), "prod": None, "dev": None}
+        )
+        entry["dev" if each.is_dev else "prod"] = {
+            "name": each.name,
+            "os_image_hash": each.digest,
+            "is_current": each.name == cvm.row.image,
+        }
+    return list(versions.values())
 
 
 # KMS ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from accounts.roles import Caller
+from apps import inside
 from apps.cvms import Cvm, Ref
 from apps.links import Links
 from apps.names import moment
@@ -28,6 +29,14 @@ def cvms_page(service: Apps, caller: Caller, wanted: dict[str, Any]) -> Page[Cvm
     rows = [row for row in reversed(service.rows(caller)) if service.is_wanted(row, wanted)]
     page = page_of(rows, wanted["page"], wanted["page_size"])
     return replace(page, items=service.cvms([row.id for row in page.items]))
+
+
+def statuses(service: Apps, caller: Caller, uuids: Sequence[str]) -> dict[str, Json]:
+    """How some VMs are, by uuid; those that a caller does not see are left out."""
+    wanted = {uuid.lower().replace("-", ""): uuid for uuid in uuids}
+    rows = [row for row in service.rows(caller) if row.id.replace("-", "") in wanted]
+    cvms = service.cvms([row.id for row in rows])
+    return {wanted[cvm.uuid.replace("-", "")]: inside.status(cvm) for cvm in cvms}
 
 
 def app_of(app: App, cvms: Sequence[Cvm], version: Version, links: Links) -> Json:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, undefer
 
 from models.account import Project, User
 from models.app import CvmProfile, Provision, Revision
+from models.port import PortLease
 from models.vm import Vm
 
 # apps.md section 5: until committed, but no longer.
@@ -70,6 +71,15 @@ def name_taken(session: Session, project_id: str, name: str) -> bool:
         Vm.project_id == project_id, Vm.name == name, Vm.wished != "removed"
     )
     return session.scalar(asked.limit(1)) is not None
+
+
+def ports(session: Session, ids: Collection[str]) -> dict[str, list[PortLease]]:
+    """The host ports that the service led to VMs of itself, by VM."""
+    asked = select(PortLease).where(PortLease.vm_id.in_(ids), PortLease.own)
+    found: dict[str, list[PortLease]] = {}
+    for lease in session.scalars(asked.order_by(PortLease.position)):
+        found.setdefault(lease.vm_id, []).append(lease)
+    return found
 
 
 def projects_with(session: Session, app_id: str) -> set[str]:

@@ -7,9 +7,13 @@ from typing import Any
 from flask import Response, current_app, g, jsonify, request
 
 from accounts.roles import Caller
-from apps import pages, refusals
+from apps import allowlist as allowance
+from apps import attestations, pages, refusals
+from apps.allowlist import Allowlist
 from apps.links import Links
 from apps.schemas import (
+    Allowance,
+    AllowanceOfApp,
     AppsQuery,
     AppsWanted,
     RevisionQuery,
@@ -30,6 +34,12 @@ blueprint = Blueprint("apps", __name__, url_prefix=PREFIX, description="Apps and
 def service() -> Apps:
     """The service behind the current application."""
     found: Apps = current_app.extensions["apps"]
+    return found
+
+
+def allowlist() -> Allowlist:
+    """The contracts of apps."""
+    found: Allowlist = current_app.extensions["allowlist"]
     return found
 
 
@@ -119,3 +129,37 @@ def revision(wanted: dict[str, Any], app_id: str, revision_id: str) -> Any:
     found = service().revision(service().app(caller(), app_id), revision_id)
     texts = pages.texts_of(found, raw=wanted["raw_compose_file"])
     return pages.revision_of(found, *service().refs([found])) | texts
+
+
+# Evidence and contracts --------------------------------------------------------------------------
+
+
+@blueprint.get("/apps/<app_id>/attestations")
+@blueprint.response(200, description="What each guest says of itself, or why it does not.")
+def app_attestations(app_id: str) -> Any:
+    """Asks all guests of an app for their evidence at once."""
+    found = service().app(caller(), app_id)
+    return attestations.asked(service(), found)
+
+
+@blueprint.get("/apps/<app_id>/device-allowlist")
+@blueprint.response(200, description="The devices, and whether the contract allows each.")
+def device_allowlist(app_id: str) -> Any:
+    """Asks an app's contract about the devices that it runs on."""
+    return allowlist().devices(service().app(caller(), app_id), version().id)
+
+
+@blueprint.post("/apps/<app_id>/is-allowed")
+@blueprint.arguments(AllowanceOfApp)
+@blueprint.response(200, description="What the contract says, or why it could not be asked.")
+def is_allowed(wanted: Allowance, app_id: str) -> Any:
+    """Asks a contract whether a deployment would be allowed; the app need not be here."""
+    return allowlist().of_app(caller(), app_id, wanted)
+
+
+@blueprint.post("/apps/<app_id>/cvms/is-allowed")
+@blueprint.response(200, description="What the contract says of each VM.")
+def cvms_are_allowed(app_id: str) -> Any:
+    """Asks an app's contract about all its VMs at once."""
+    found = service().app(caller(), app_id)
+    return allowance.batch(found, allowlist().of_cvms(found), version().id)

@@ -366,6 +366,27 @@ class StatusBatch(Sent):
     vm_uuids = fields.List(Text(), required=True, validate=Length(max=1000))
 
 
+class ComposeChange(Sent):
+    """Another app-compose document for a VM."""
+
+    makes = CvmChange
+    docker_compose_file = _text()
+    pre_launch_script = _text()
+    allowed_envs = _texts()
+    public_logs = _flag()
+    public_sysinfo = _flag()
+    public_tcbinfo = _flag()
+
+
+class ComposeCommit(Sent):
+    """The document that was kept under a hash."""
+
+    compose_hash = Text(required=True)
+    encrypted_env = _text(validate=HEX)
+    env_keys = _texts()
+    update_env_vars = _flag()
+
+
 class EnvsPatch(Sent):
     """New sealed variables."""
 

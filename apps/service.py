@@ -25,6 +25,7 @@ from image.registry import Image
 from models.account import User
 from models.app import Revision
 from models.base import Database
+from models.port import PortLease
 from vmm.schemas import StatusQuery
 from vmm.service import Vms
 
@@ -216,10 +217,19 @@ class Apps:
             projects = records.projects_named(session, {row.project_id for row in rows.values()})
             users = records.users_named(session, {row.user_id for row in rows.values()})
             changed = records.changed(session, ids)
+            ports = records.ports(session, ids)
         images = {image.name: image for image in self.catalog.images()}
         told = {vm["id"]: vm for vm in self._told(list(rows))}
         return [
-            self._cvm(rows[each], told[each], projects, users, changed, images)
+            self._cvm(
+                rows[each],
+                told[each],
+                projects,
+                users,
+                changed.get(each, 0),
+                images,
+                ports.get(each, ()),
+            )
             for each in ids
             if each in told
         ]
@@ -250,8 +260,9 @@ class Apps:
         told: dict[str, Any],
         projects: dict[str, str],
         users: dict[str, str],
-        changed: dict[str, int],
+        changed_ms: int,
         images: dict[str, Image],
+        ports: Sequence[PortLease],
     ) -> Cvm:
         maker = users.get(row.user_id)
         moments = (row.created_ms, row.started_ms or 0, row.stopped_ms or 0)
@@ -262,7 +273,8 @@ class Apps:
             creator=None if maker is None else Ref(row.user_id, maker),
             catalog=self.catalog,
             image=images.get(row.image),
-            changed_ms=max(*moments, changed.get(row.id, 0)),
+            ports=ports,
+            changed_ms=max(*moments, changed_ms),
         )
 
     # What is free --------------------------------------------------------------------------------

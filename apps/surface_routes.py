@@ -6,7 +6,9 @@ import functools
 
 from flask import Flask
 
-from apps import cvm_routes, host_routes, routes
+from apps import cvm_routes, host_routes, log_routes, routes, update_routes
+from apps.allowlist import Allowlist
+from apps.chains import Chains
 from apps.service import Apps
 from apps.versions import NEWEST
 from rest import documents
@@ -16,12 +18,20 @@ ABOUT = (
     "The Phala Cloud interface of this host. Send a key as `X-API-Key` or as a bearer token, and the version "
     "that you speak as `X-Phala-Version`."
 )
-BLUEPRINTS = (routes.blueprint, cvm_routes.blueprint, host_routes.blueprint)
+BLUEPRINTS = (
+    routes.blueprint,
+    cvm_routes.blueprint,
+    update_routes.blueprint,
+    host_routes.blueprint,
+    log_routes.blueprint,
+)
 
 
 def register(app: Flask) -> None:
     """Adds the interface to the application, whose services are there already."""
-    app.extensions["apps"] = Apps(app.extensions["vms"], app.extensions["accounts"])
+    service = Apps(app.extensions["vms"], app.extensions["accounts"])
+    app.extensions["apps"] = service
+    app.extensions["allowlist"] = Allowlist(service, Chains.of(service.config.apps.chains))
     api = documents.register(app, "apps", "Casemate: apps", NEWEST, ABOUT, BLUEPRINTS)
     made = functools.cache(lambda: documents.document(api))
     app.extensions["documents"]["apps"] = Document("Apps", made)

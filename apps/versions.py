@@ -16,6 +16,7 @@ from apps.cvms import Cvm, Me, Ref
 from apps.deployments import Promise
 from apps.links import Links
 from apps.names import hashed, moment
+from models.port import PortLease
 from vmm.version import VERSION
 
 Json = dict[str, Any]
@@ -121,9 +122,17 @@ def _machine(cvm: Cvm) -> Json:
 
 
 def public_urls(cvm: Cvm) -> list[Json]:
-    """Where the app is reached from outside."""
-    url = cvm.told["app_url"]
-    return [{"app": url, "instance": url}] if url else []
+    """Where the app is reached from outside: each port that it publishes, on a port of the host."""
+    urls = [(_url(lease), lease.vm_port) for lease in cvm.ports]
+    return [{"app": url, "instance": url, "port": port} for url, port in urls]
+
+
+def _url(lease: PortLease) -> str:
+    address = lease.host_address
+    host = "127.0.0.1" if address in ("0.0.0.0", "::") else address
+    return (
+        f"http://[{host}]:{lease.host_port}" if ":" in host else f"http://{host}:{lease.host_port}"
+    )
 
 
 def promise_of(promise: Promise, catalog: Catalog) -> Json:

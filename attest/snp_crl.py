@@ -1,4 +1,4 @@
-"""AMD's lists of revoked keys: whether one is the ARK's own and current, and whether a chain is on it.
+"""AMD's lists of revoked keys: whether one is the ARK's own and current, and whether it names a chain's ASK.
 
 Source: AMD 57230, section 4.3 (the list is signed by the ARK, RSA-PSS with SHA-384).
 """
@@ -44,7 +44,9 @@ def check_signature(crl: x509.CertificateRevocationList, chain: Chain, now: int)
 
 
 def check_not_listed(crl: x509.CertificateRevocationList, chain: Chain) -> None:
-    """Refuses (Revoked) a chain of which the list names a certificate."""
-    for name, cert in (("ASK", chain.ask), ("VCEK", chain.vcek)):
-        if crl.get_revoked_certificate_by_serial_number(cert.serial_number) is not None:
-            raise Revoked(f"crl: the {name} was revoked")
+    """Refuses (Revoked) a chain whose ASK is on the list.
+
+    A list speaks of its issuer's certificates; AMD numbers the VCEKs, which the ASK issues, with zero.
+    """
+    if crl.get_revoked_certificate_by_serial_number(chain.ask.serial_number) is not None:
+        raise Revoked("crl: the ASK of the report's chain was revoked")

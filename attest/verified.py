@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from attest import eventlog, measure, mr_config, os_image, policy, snp, vm_config
+from attest import eventlog, measure, mr_config, os_image, policy, quote, snp, vm_config
 from attest.boot_info import SEV_SNP, TDX, BootInfo
 from attest.errors import Malformed, Mismatch, VerificationError
 from attest.eventlog import Event
@@ -147,9 +147,7 @@ def _tdx_steps(
             report.mr_config_id, identity, _document_provider(provider), config.mr_config
         )
     if trust.check_image:
-        image = trust.image(config.os_image_hash)
-        os_image.check_tdx(report, events, config, image)
-        known = _with_image(known, image)
+        known = _with_image(known, check_image(attestation, trust))
     yield replace(
         known,
         boot_info=_boot_info(known, app, app.device_id),
@@ -180,12 +178,25 @@ def _snp_steps(
     provider = _key_provider(app.key_provider_info)
     yield (known := replace(known, event_log_verified=True, app_info=app, key_provider=provider))
     if trust.check_image:
-        image = trust.image(config.os_image_hash)
-        os_image.check_snp(report.measurement, config, image)
-        known = _with_image(known, image)
+        known = _with_image(known, check_image(attestation, trust))
     # A KMS knows a SEV-SNP machine by its chip id itself (kms.md section 4).
     boot_info = _boot_info(known, app, report.chip_id)
     yield replace(known, boot_info=boot_info, boot_time_info=boot_info)
+
+
+def check_image(attestation: Attestation, trust: Trust) -> KnownImage | None:
+    """The last step by itself: refuses (a VerificationError) what the OS image that the evidence names does not measure.
+
+    For evidence that is genuine and agrees with itself; returns the image where the verifier has it.
+    """
+    platform, config = attestation.platform, vm_config.parse(attestation.config)
+    image = trust.image(config.os_image_hash)
+    if isinstance(platform, TdxEvidence):
+        report = quote.parse(platform.quote).report
+        os_image.check_tdx(report, platform.event_log, config, image)
+    else:
+        os_image.check_snp(snp.parse(platform.report).measurement, config, image)
+    return image
 
 
 def _with_image(known: Verified, image: KnownImage | None) -> Verified:

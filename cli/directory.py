@@ -31,16 +31,22 @@ def day(moment_ms: int | None) -> str:
     return "" if moment_ms is None else time.strftime("%F %H:%MZ", time.gmtime(moment_ms / 1000))
 
 
-def database(config_file: Path | None) -> Database:
-    """The database of a configuration, else of the environment, else of the service running here."""
-    from core.config import Config, load
-    from models.base import Database
+def data_dir(config_file: Path | None) -> Path:
+    """The data directory of a configuration, else of the environment, else of the service running here."""
+    from core.config import load
     from vmm import discovery
 
     is_named = config_file is not None or os.environ.get("CASEMATE_DATA_DIR")
     running = None if is_named else next(iter(discovery.running()), None)
-    data_dir = Path(running["data_dir"]) if running else None
-    path = Config(data_dir=data_dir).database if data_dir else load(config_file).database
+    return Path(running["data_dir"]) if running else load(config_file).data_dir
+
+
+def database(config_file: Path | None) -> Database:
+    """The database of a configuration, else of the environment, else of the service running here."""
+    from core.config import Config
+    from models.base import Database
+
+    path = Config(data_dir=data_dir(config_file)).database
     # Never made here: a wrong folder would get a database that no service reads.
     if not path.exists() or not _has_accounts(path):
         raise NotFound(

@@ -15,6 +15,7 @@ from core.errors import CasemateError
 # the same name (with _ for -).
 COMMANDS = {
     "agent": ("cli.agent", "Run the guest agent outside of a guest."),
+    "artifacts": ("cli.artifacts", "The registry of builds by which VMs are recognised."),
     "backup": ("cli.backup", "Save VMs, accounts and keys into one file."),
     "check-config": ("cli.host", "Read a configuration file without starting anything."),
     "completion": ("cli.completion", "Print what makes a shell complete the command line."),

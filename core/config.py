@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from core import config_apps
+from core import config_apps, config_runs
 from core.config_apps import AppsConfig
 from core.config_runs import OffersConfig, RunsConfig
 from core.config_secretvm import BillingConfig, ClusterConfig, SecretVmConfig
@@ -334,6 +334,7 @@ def check(config: Config) -> Config:
     _check_urls(config)
     _check_words(config)
     config_apps.check(config.apps, is_web_address)
+    config_runs.check(config.runs, config.offers)
     return config
 
 
@@ -508,6 +509,8 @@ def _convert(kind: Any, value: object, name: str) -> object:
         return int(size[1]) * 1024 ** (" KMG".index(size[2]))
     if kind is Path and isinstance(value, str):
         return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):
         raise Invalid.field(name, f"must be of type {kind.__name__}")
     if kind is int and typing.cast(int, value) < 0:

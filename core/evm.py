@@ -45,6 +45,11 @@ def selector(signature: str) -> bytes:
     return k256.keccak256(signature.encode())[:4]
 
 
+def event(signature: str) -> str:
+    """The first topic of an event's log entries, in hex without prefix."""
+    return k256.keccak256(signature.encode()).hex()
+
+
 def encode(signature: str, *arguments: Any) -> bytes:
     """The data of a call: selector and arguments, whose types stand in the signature's parentheses."""
     import eth_abi.abi

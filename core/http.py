@@ -117,7 +117,10 @@ class Peer:
     def _connection(self, deadline: float) -> Iterator[http.client.HTTPConnection]:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(str(parts.hostname), _port(parts))
-        plain = _of_unix(self.unix, deadline) if self.unix else _of_tcp(parts, deadline)
+        if self.unix is None:
+            plain = connected(str(parts.hostname), _port(parts), deadline)
+        else:
+            plain = _of_unix(self.unix, deadline)
         with contextlib.closing(connection), plain, cut_at(deadline, plain):
             connection.sock = plain
             if parts.scheme == "https":
@@ -165,13 +168,13 @@ def _credentials(url: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
 
 
-def _of_tcp(parts: SplitResult, deadline: float) -> socket.socket:
+def connected(host: str, port: int, deadline: float) -> socket.socket:
     """A connection to the first of the host's addresses that takes one.
 
     None gets more than half of the time that is left: the first may swallow what it is sent.
     """
     failure = OSError("the host has no address")
-    found = socket.getaddrinfo(parts.hostname, _port(parts), type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for family, kind, protocol, _, address in found:
         made = socket.socket(family, kind, protocol)
         try:

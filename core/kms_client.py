@@ -10,7 +10,8 @@ import http.client
 import json
 import ssl
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from core.certs import Issuer, Leaf, pem
 from core.errors import Invalid, Upstream, UpstreamTimeout
+from core.http import connected, cut_at, read_answer
 from core.kdf import pkcs8_pem
 
 TIMEOUT_S = 30.0
@@ -65,18 +67,17 @@ class Kms:
 
         Raises Upstream when the KMS is not there, not the one we trust or refuses, and UpstreamTimeout.
         """
+        deadline = time.monotonic() + TIMEOUT_S
         try:
-            with contextlib.closing(self._connection(client)) as connection:
-                connection.connect()
-                self._check_peer(connection)
+            with self._connection(client, deadline) as connection:
                 body = json.dumps(params)
                 headers = {"Content-Type": "application/json", "Connection": "close"}
                 connection.request("POST", f"{self._path}/{method}?json", body, headers)
-                answer = connection.getresponse()
-                return _read(self.url, answer.status, answer.read(MAX_ANSWER + 1))
-        except TimeoutError:
-            raise UpstreamTimeout(f"the KMS at {self.url} does not answer") from None
+                answer = read_answer(connection.getresponse(), MAX_ANSWER, deadline)
+                return _read(self.url, answer.status, answer.body)
         except (OSError, ValueError, http.client.HTTPException) as error:
+            if time.monotonic() >= deadline or isinstance(error, TimeoutError):
+                raise UpstreamTimeout(f"the KMS at {self.url} does not answer") from None
             # ValueError: a host name or a certificate that the libraries cannot make sense of.
             raise Upstream(f"the KMS at {self.url} cannot be asked: {error}") from None
 
@@ -85,7 +86,22 @@ class Kms:
         path = urlsplit(self.url).path.rstrip("/")
         return path if path.endswith("/prpc") else f"{path}/prpc"
 
-    def _connection(self, client: tuple[str, str] | None) -> http.client.HTTPSConnection:
+    @contextlib.contextmanager
+    def _connection(
+        self, client: tuple[str, str] | None, deadline: float
+    ) -> Iterator[http.client.HTTPConnection]:
+        """A connection to the server that we want to speak to and to no other; it ends with the time."""
+        host, port = self._host_and_port()
+        connection = http.client.HTTPConnection(host, port)
+        plain = connected(host, port, deadline)
+        with contextlib.closing(connection), plain, cut_at(deadline, plain):
+            context = _context(self.ca_cert, client)
+            connection.sock = secure = context.wrap_socket(plain, server_hostname=host)
+            shown = secure.getpeercert(binary_form=True) or b""
+            self.check_server(x509.load_der_x509_certificate(shown))
+            yield connection
+
+    def _host_and_port(self) -> tuple[str, int]:
         try:
             parts = urlsplit(self.url)
             host, port = parts.hostname, parts.port or 443
@@ -93,12 +109,7 @@ class Kms:
             parts, host, port = None, None, 0
         if parts is None or parts.scheme != "https" or not host:
             raise Invalid(f"{self.url[:200]!r} is not an https:// address of a KMS")
-        context = _context(self.ca_cert, client)
-        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
-
-    def _check_peer(self, connection: http.client.HTTPSConnection) -> None:
-        sock: Any = connection.sock
-        self.check_server(x509.load_der_x509_certificate(sock.getpeercert(binary_form=True)))
+        return host, port
 
 
 def client_certificate(met: Introduction, attest: Attest) -> tuple[str, str]:

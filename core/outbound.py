@@ -84,9 +84,13 @@ def _host(text: str) -> str:
     bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     try:
         # Python reads IPv4 strictly: four decimal parts without leading zeros.
-        return str(ipaddress.ip_address(bare))
+        read = ipaddress.ip_address(bare)
     except ValueError:
         pass
+    else:
+        if "%" in bare:
+            raise Invalid.field("domain", "an address must not name an interface")
+        return str(read)
     labels = text.removesuffix(".").split(".")
     if len(text) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise Invalid.field("domain", "must be a host name or an IP address, and nothing else")

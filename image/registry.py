@@ -75,6 +75,12 @@ def list_images(path: Path) -> list[Image]:
     return [entry for entry in _scan(path).values() if isinstance(entry, Image)]
 
 
+def newest(path: Path) -> Image | None:
+    """The newest image of a folder for whoever names none: a dev image only where there is no other."""
+    known = sorted(list_images(path), key=lambda image: (not image.is_dev, image.version_key))
+    return known[-1] if known else None
+
+
 def broken_images(path: Path) -> dict[str, str]:
     """The folders that are not usable images, each with the reason."""
     return {name: str(entry) for name, entry in _scan(path).items() if not isinstance(entry, Image)}

@@ -69,6 +69,7 @@ class Webhook:
             chain_id=chain_id if isinstance(chain_id, int) else 0,
             app_implementation=_text(said, "appAuthImplementation")
             or _text(said, "appImplementation"),
+            eth_rpc_url=_text(said, "ethRpcUrl"),
         )
 
     def _decide(self, path: str, boot: BootInfo) -> Decision:

@@ -51,6 +51,7 @@ class Contract:
             kms_contract="0x" + self._address.hex(),
             chain_id=self._chain.chain_id(),
             app_implementation=implementation,
+            eth_rpc_url=self._chain.url,
         )
 
     def _decide(self, signature: str, boot: BootInfo) -> Decision:

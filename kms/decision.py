@@ -25,6 +25,7 @@ class Policy:
     kms_contract: str = ""
     chain_id: int = 0
     app_implementation: str = ""
+    eth_rpc_url: str = ""
 
 
 class Authorizer(Protocol):

@@ -97,7 +97,7 @@ class Onboarding:
             "os_image_hash": boot.os_image_hash,
             "tee_variant": boot.tee_variant,
             "site_name": self._settings.core.site_name,
-            "eth_rpc_url": self._settings.core.auth_api.ethereum.rpc_url,
+            "eth_rpc_url": policy.eth_rpc_url,
             "kms_contract_address": policy.kms_contract,
             "ppid": _ppid(self._attester),
         }

@@ -27,7 +27,7 @@ from attest.boot_info import SEV_SNP, BootInfo
 from attest.csr import CertRequest
 from attest.errors import VerificationError
 from attest.evidence import Attestation
-from attest.verified import Trust, Verified, verify_evidence
+from attest.verified import Trust, Verified, check_image, verify_evidence
 from core import certs
 from core.certs import Leaf
 from core.errors import Invalid
@@ -149,8 +149,10 @@ class KmsService:
         if asked.api_version > 1:
             raise Invalid.field("api_version", "must be 0 or 1")
         self._check_self()
-        shown = self._verified(caller, asked.vm_config)
+        evidence = _shown(caller, asked.vm_config)
+        shown = self._judged(evidence)
         boot, decision = self._allowed(self._authorizer.app, shown.boot_info)
+        self._check_image(evidence)
         keys = derive.app_keys(self._keys, boot.app_id, boot.instance_id)
         self._check_gates(boot)
         self._audit.record("GetAppKey", boot, shown)
@@ -168,8 +170,10 @@ class KmsService:
     def get_kms_key(self, caller: Caller, vm_config: str) -> Mapping[str, Any]:
         """GetKmsKey: everything, to another KMS."""
         self._check_self()
-        shown = self._verified(caller, vm_config)
+        evidence = _shown(caller, vm_config)
+        shown = self._judged(evidence)
         boot, _ = self._allowed(self._authorizer.kms, shown.boot_info)
+        self._check_image(evidence)
         self._check_gates(boot)
         self._audit.record("GetKmsKey", boot, shown)
         pair = {"ca_key": pkcs8_pem(self._keys.ca), "k256_key": self._keys.k256}
@@ -182,9 +186,12 @@ class KmsService:
         self._check_self()
         request = csr.decode(asked.csr, asked.api_version)
         public_key = signed_by(request, asked.csr, asked.signature)
-        shown = self._checked(request.attestation, request.spki, asked.vm_config)
+        evidence = _with_config(request.attestation, asked.vm_config)
+        self._check_bound(evidence, request.spki)
+        shown = self._judged(evidence)
         # The app asks while it boots and after: only what it was then stays the same.
         boot, _ = self._allowed(self._authorizer.app, shown.boot_time_info)
+        self._check_image(evidence)
         issuer = kms_certs.app_ca(self._authority.root, self._keys, boot.app_id)
         leaf = issuer.issue(public_key, leaf_of(request, shown))
         self._audit.record("SignCert", boot, shown)
@@ -210,8 +217,7 @@ class KmsService:
     def check(self, caller: Caller) -> None:
         """Verifies the evidence of a caller who asks for nothing that it is needed for."""
         if caller.evidence is not None:
-            trust = dataclasses.replace(self._trusting.now(), check_image=False)
-            _valid(verify_evidence(caller.evidence, trust))
+            self._judged(caller.evidence)
 
     # Steps
 
@@ -230,23 +236,22 @@ class KmsService:
                 self._own_boot = own_boot_info(self._attester, self._trusting.now())
             return self._own_boot
 
-    def _verified(self, caller: Caller, config: str) -> Verified:
-        if caller.evidence is None:
-            raise Invalid("No attestation provided")
-        return self._judged(caller.evidence, config)
-
-    def _checked(self, evidence: Attestation, spki: bytes, config: str) -> Verified:
-        self._check_bound(evidence, spki)
-        return self._judged(evidence, config)
-
     def _check_bound(self, evidence: Attestation, spki: bytes) -> None:
         if evidence.report_data != ratls.report_data_for_key(spki):
             raise Invalid("invalid quote: it was not made for the key of this certificate")
 
-    def _judged(self, evidence: Attestation, config: str) -> Verified:
-        # Neither is believed: what it says of the image is compared with the measurements.
-        given = dataclasses.replace(evidence, config=config) if config else evidence
-        return _valid(verify_evidence(given, self._trusting.now()))
+    def _judged(self, evidence: Attestation) -> Verified:
+        """Everything but the OS image, which may have to be fetched: not for whom nobody allows anything."""
+        trust = dataclasses.replace(self._trusting.now(), check_image=False)
+        return _valid(verify_evidence(evidence, trust))
+
+    def _check_image(self, evidence: Attestation) -> None:
+        trust = self._trusting.now()
+        try:
+            if trust.check_image:
+                check_image(evidence, trust)
+        except VerificationError as error:
+            raise Invalid(f"invalid quote: {error.message}") from None
 
     def _allowed(
         self, ask: Callable[[BootInfo], Decision], boot: BootInfo | None
@@ -266,6 +271,17 @@ class KmsService:
         name, is_open = gates.get(boot.tee_variant, ("", True))
         if not is_open:
             raise Invalid(f"keys are not released to {boot.tee_variant} ({name} is off)")
+
+
+def _shown(caller: Caller, config: str) -> Attestation:
+    if caller.evidence is None:
+        raise Invalid("No attestation provided")
+    return _with_config(caller.evidence, config)
+
+
+def _with_config(evidence: Attestation, config: str) -> Attestation:
+    # Neither is believed: what it says of the image is compared with the measurements.
+    return dataclasses.replace(evidence, config=config) if config else evidence
 
 
 def _valid(verified: Verified) -> Verified:

@@ -84,5 +84,5 @@ class RunJob(Base):
     terminating_us: Mapped[int | None]
     finished_us: Mapped[int | None]
 
-    run: Mapped[Run] = relationship(back_populates="jobs", lazy="raise_on_sql")
+    run: Mapped[Run] = relationship(back_populates="jobs")
     instance: Mapped[Instance | None] = relationship(lazy="joined")

@@ -36,16 +36,17 @@ def bad(reason: str) -> ValidationError:
     return ValidationError(f"Value error, {reason}")
 
 
-def _refusals(expected: str) -> dict[str, str]:
+def refusals(expected: str, **more: str) -> dict[str, str | list[Any] | dict[Any, Any]]:
+    """The sentences of a field that takes one type of value."""
     said = f"Input should be a valid {expected}"
     # A form that marshmallow looks at itself uses the key `invalid`.
-    return {"required": "Field required", "null": said, "invalid": said}
+    return {"required": "Field required", "null": said, "invalid": said, **more}
 
 
 class Text(fields.String):
     """A text that a database, a file name and a terminal can hold."""
 
-    default_error_messages = _refusals("string")
+    default_error_messages = refusals("string")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
@@ -62,7 +63,7 @@ class Text(fields.String):
 class Whole(fields.Field[int]):
     """A whole number between two bounds."""
 
-    default_error_messages = _refusals("integer")
+    default_error_messages = refusals("integer")
 
     def __init__(self, least: int = -_MOST, most: int = _MOST, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -86,26 +87,27 @@ def whole(value: object) -> int | None:
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_whole and abs(value) <= _MOST else None  # type: ignore[operator,return-value]
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST:
+        return None
+    return value
 
 
 class Amount(fields.Float):
     """A number, with a fraction where it has one."""
 
-    default_error_messages = {**_refusals("number"), "special": "Input should be a finite number"}
+    default_error_messages = refusals("number", special="Input should be a finite number")
 
 
 class Flag(fields.Boolean):
     """true or false, or one of the words for them."""
 
-    default_error_messages = _refusals("boolean")
+    default_error_messages = refusals("boolean")
 
 
 class Choice(fields.Field[str]):
     """One of some words."""
 
-    default_error_messages = _refusals("string")
+    default_error_messages = refusals("string")
 
     def __init__(self, *words: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -122,7 +124,7 @@ class Choice(fields.Field[str]):
 class Uuid(fields.UUID):
     """A UUID, loaded as its usual text."""
 
-    default_error_messages = {**_refusals("UUID"), "invalid_uuid": "Input should be a valid UUID"}
+    default_error_messages = refusals("UUID", invalid_uuid="Input should be a valid UUID")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, str):
@@ -133,7 +135,7 @@ class Uuid(fields.UUID):
 class Moment(fields.Field[int]):
     """A time with or without its zone (then UTC), loaded as microseconds since 1970."""
 
-    default_error_messages = _refusals("datetime")
+    default_error_messages = refusals("datetime")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -149,22 +151,19 @@ class Moment(fields.Field[int]):
 class Items(fields.List[Any]):
     """A list."""
 
-    default_error_messages = _refusals("list")
+    default_error_messages = refusals("list")
 
 
 class Part(fields.Nested):
     """An object inside another one."""
 
-    default_error_messages = {
-        **_refusals("dictionary"),
-        "type": "Input should be a valid dictionary",
-    }
+    default_error_messages = refusals("dictionary", type="Input should be a valid dictionary")
 
 
 class Table(fields.Dict):
     """An object of texts."""
 
-    default_error_messages = _refusals("dictionary")
+    default_error_messages = refusals("dictionary")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(keys=Text(), values=Text(), **kwargs)
@@ -188,7 +187,7 @@ class Short(Part):
 class Span(fields.Field[dict[str, Any]]):
     """A range `{min, max}`, also as `8`, `2..8` or `16GB..`; at least one end is given."""
 
-    default_error_messages = _refusals("dictionary")
+    default_error_messages = refusals("dictionary")
 
     def __init__(self, *, of: Callable[[Any], float | int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -243,7 +242,7 @@ def gigabytes(value: Any) -> float:
 class Memory(fields.Field[float]):
     """A size, loaded as GB."""
 
-    default_error_messages = _refusals("number")
+    default_error_messages = refusals("number")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> float:
         return gigabytes(value)
@@ -263,7 +262,7 @@ def seconds(value: Any) -> int:
 class Duration(fields.Field[int]):
     """A duration, loaded as seconds."""
 
-    default_error_messages = _refusals("integer")
+    default_error_messages = refusals("integer")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
         return seconds(value)
@@ -272,7 +271,7 @@ class Duration(fields.Field[int]):
 class OffDuration(fields.Field[Any]):
     """A duration that can be turned off: seconds, `off`, or None where the default is wanted (true)."""
 
-    default_error_messages = _refusals("integer")
+    default_error_messages = refusals("integer")
 
     def __init__(self, off: str | int | None = "off", **kwargs: Any) -> None:
         super().__init__(allow_none=True, load_default=None, **kwargs)
@@ -292,7 +291,7 @@ class OffDuration(fields.Field[Any]):
 class Environment(fields.Field[dict[str, Any]]):
     """Variables as an object or as a list of NAME=VALUE; a NAME alone must be filled by the client."""
 
-    default_error_messages = _refusals("dictionary")
+    default_error_messages = refusals("dictionary")
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if isinstance(value, list):

@@ -27,11 +27,12 @@ PREFIXES = (
     "/api/docs", "/openapi.json", "/healthcheck", "/proxy",
 )  # fmt: skip
 
+for each in BLUEPRINTS:
+    each.before_request(routes.check_version)
+
 
 def register(app: Flask, version: str) -> documents.Documented:
     """Registers the surface with an application."""
-    for each in BLUEPRINTS:
-        each.before_request(routes.check_version)
     about = "Projects, fleets and runs on this host, as dstack's clients know them."
     api = documents.register(app, "runs", "Casemate runs", version, about, BLUEPRINTS)
     app.register_blueprint(blueprint)

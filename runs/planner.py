@@ -329,7 +329,7 @@ def commands(spec: Spec) -> list[str]:
     if configuration["type"] == "dev-environment":
         lines = _lines_of_environment(spec)
     else:
-        lines = configuration["commands"]
+        lines = list(configuration["commands"])
         if configuration["entrypoint"] is not None:
             return shlex.split(configuration["entrypoint"]) + lines
     if not lines:

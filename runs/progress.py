@@ -110,7 +110,8 @@ def _is_covered(job: RunJob) -> bool:
 def _is_in_time(run: Run, job: RunJob) -> bool:
     """A run's age counts where there was no room, the time since the failure otherwise."""
     since = run.submitted_us if _failure(job) == "no-capacity" else job.finished_us
-    return now_us() - (since or 0) <= job.spec["retry"]["duration"] * 1_000_000
+    longest_us = int(job.spec["retry"]["duration"]) * 1_000_000
+    return now_us() - (since or 0) <= longest_us
 
 
 def retry(session: Session, run: Run) -> None:

@@ -29,9 +29,9 @@ CHUNK = 64 * 1024
 # RFC 9110 section 7.6.1, and what belongs to this host or speaks of the connection.
 _OF_THE_CONNECTION = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade", "content-length",
+    "transfer-encoding", "upgrade",
 })  # fmt: skip
-_NOT_FORWARDED = _OF_THE_CONNECTION | {"cookie", "host", "x-api-key"}
+_NOT_FORWARDED = _OF_THE_CONNECTION | {"cookie", "host", "x-api-key", "content-length"}
 _NOT_ANSWERED = _OF_THE_CONNECTION | {
     "set-cookie",
     "set-cookie2",
@@ -138,7 +138,10 @@ def forward(endpoint: Endpoint, request: Request) -> Answer:
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         raise Upstream(f"the service does not answer: {type(error).__name__}") from None
-    headers = list(_back(endpoint, response.getheaders(), connection_names(response)))
+    dropped = _NOT_ANSWERED | connection_names(response)
+    # A piece at a time has no length of its own.
+    dropped |= {"content-length"} if response.getheader("transfer-encoding") else set()
+    headers = list(_back(endpoint, response.getheaders(), dropped))
     return Answer(response.status, headers, _pieces(response, connection))
 
 
@@ -168,10 +171,10 @@ def _onward(endpoint: Endpoint, request: Request) -> Iterator[tuple[str, str]]:
 
 
 def _back(
-    endpoint: Endpoint, headers: Iterable[tuple[str, str]], of_connection: frozenset[str]
+    endpoint: Endpoint, headers: Iterable[tuple[str, str]], dropped: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
     for name, value in headers:
-        if name.lower() in _NOT_ANSWERED | of_connection:
+        if name.lower() in dropped:
             continue
         if name.lower() == "location" and endpoint.strips_prefix:
             value = _below(endpoint.prefix, value)

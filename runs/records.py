@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Update, select, update
 from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm.attributes import set_committed_value
 
 from accounts.roles import Caller
 from models.account import Project
@@ -300,9 +301,13 @@ def add_instance(
 
 def job_with_run(session: Session, job_id: str) -> RunJob | None:
     """A job with its run and all that belongs to it."""
-    job = session.get(RunJob, job_id)
-    if job is not None:
-        session.scalars(select(Run).where(Run.id == job.run_id).options(*run_parts())).one()
+    of_run = select(RunJob.run_id).where(RunJob.id == job_id).scalar_subquery()
+    run = session.scalar(select(Run).where(Run.id == of_run).options(*run_parts()))
+    if run is None:
+        return None
+    job = next(each for each in run.jobs if each.id == job_id)
+    # Held by the job: a session by itself forgets what nobody holds.
+    set_committed_value(job, "run", run)
     return job
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import Session
 
 from core.config import Config
-from core.errors import CasemateError, Conflict, NotFound
+from core.errors import CasemateError, Conflict, NotFound, Unavailable
 from core.messages import Report
+from image import registry
 from models.base import change_watch
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
@@ -308,7 +309,7 @@ class Scheduler:
 
     def _make_vm(self, instance_id: str) -> None:
         running = self.making.get(instance_id)
-        if running is None or running.done():
+        if not self.ending and (running is None or running.done()):
             self.making = {key: each for key, each in self.making.items() if not each.done()}
             self.making[instance_id] = self.pool.submit(self._guarded_make, instance_id)
 
@@ -347,6 +348,7 @@ class Scheduler:
         ssh = self.config.runs.ssh
         wanted = Configuration(
             name=name,
+            image=self._image(),
             compose_file=self.executor.prepare(instance.name, ssh=ssh),
             vcpu=instance.size["cpu"],
             memory=instance.size["memory_mib"],
@@ -354,6 +356,16 @@ class Scheduler:
             app_id=self.vms.draw_app_id(owner.project_id),
         )
         return self.vms.create(wanted, owner, publish=(SSH_PORT,) if ssh else ())
+
+    def _image(self) -> str:
+        if self.config.image.default:
+            return self.config.image.default
+        newest = registry.newest(self.config.image.path)
+        if newest is None:
+            raise Unavailable(
+                "this host has no image to boot; make one with `casemate image build`"
+            )
+        return newest.name
 
     def _no_room(self, instance_id: str, message: str) -> None:
         """The host is full: an idle instance somewhere makes room, else there is none."""

@@ -99,8 +99,8 @@ class Runs:
     ) -> Answer:
         """What applying a spec would do, and the offers for its jobs."""
         check(spec)
-        # A first plan makes the user's key pair, which the spec will carry.
-        with self.database.writing() as session:
+        self._make_pair(caller)
+        with self.database.reading() as session:
             project = access.project(session, caller, project_name)
             effective = self._effective(session, caller, spec, name=spec["run_name"])
             name = effective["run_name"]
@@ -150,6 +150,7 @@ class Runs:
     ) -> Answer:
         """Submits a run, or changes an active one where that is possible."""
         check(spec)
+        self._make_pair(caller)
         with self.database.writing() as session:
             project = access.project(session, caller, project_name)
             name = spec["run_name"] or spec["configuration"]["name"]
@@ -296,13 +297,18 @@ class Runs:
             gone_users = actors - set(session.scalars(select(User.id).where(User.id.in_(actors))))
             return [description.event(row, gone_projects, gone_users) for row in rows]
 
+    def _make_pair(self, caller: Caller) -> None:
+        """Gives a caller who has none the key pair that every spec carries."""
+        with self.database.reading() as session:
+            pair = keypairs.built_in(session, access.user(session, caller))
+        if pair is None:
+            self.people.me(caller, "")
+
     def _effective(self, session: Session, caller: Caller, spec: Spec, *, name: str | None) -> Spec:
-        user = access.user(session, caller)
-        pair = keypairs.built_in(session, user) or keypairs.make_pair(
-            session, user, self.people.safe
-        )
+        pair = keypairs.built_in(session, access.user(session, caller))
         name = name or spec["configuration"]["name"]
-        return planner.effective(spec, self.room, name=name, public_key=pair.public_key)
+        key = pair.public_key if pair else None
+        return planner.effective(spec, self.room, name=name, public_key=key)
 
 
 def log_of(data_dir: Path, submission_id: str, *, diagnose: bool = False) -> Log:

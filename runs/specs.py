@@ -46,6 +46,7 @@ from runs.fields import (
     expand_port,
     expand_reference,
     gigabytes,
+    refusals,
 )
 
 # What the client takes for a backend; every offer of ours is `remote`.
@@ -60,16 +61,19 @@ MAX_REPLICAS = 100
 MAX_NODES = 100
 
 
+BODY_MESSAGES: dict[str, str] = {
+    "unknown": "Extra inputs are not permitted",
+    "type": "Input should be a valid dictionary",
+}
+
+
 class Body(Schema):
     """An object in which every field must be known."""
 
     class Meta:
         unknown = RAISE
 
-    error_messages = {
-        "unknown": "Extra inputs are not permitted",
-        "type": "Input should be a valid dictionary",
-    }
+    error_messages = BODY_MESSAGES
 
 
 def optional(kind: type[fields.Field[Any]], *args: Any, **kwargs: Any) -> fields.Field[Any]:
@@ -426,17 +430,15 @@ KINDS: dict[str, type[RunConfiguration]] = {
 class AnyConfiguration(fields.Field[dict[str, Any]]):
     """A run's configuration, which says by `type` what it is."""
 
-    default_error_messages = {
-        "required": "Field required",
-        "null": "Input should be a valid dictionary",
-        "type": "Input should be a valid dictionary",
-        "no_tag": "Unable to extract tag using discriminator 'type'",
-        "tag": "Input tag '{tag}' found using 'type' does not match any of the expected tags: {tags}",
-    }
+    default_error_messages = refusals(
+        "dictionary",
+        no_tag="Unable to extract tag using discriminator 'type'",
+        tag="Input tag '{tag}' found using 'type' does not match any of the expected tags: {tags}",
+    )
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise self.make_error("type")
+            raise self.make_error("invalid")
         tag = value.get("type")
         if tag is None:
             raise self.make_error("no_tag")

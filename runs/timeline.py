@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, false, or_, select
+from sqlalchemy import ColumnElement, Select, and_, false, or_, select
 from sqlalchemy.orm import Session
 
 from accounts.roles import Caller
@@ -125,8 +125,8 @@ def read(
 
 
 def _about(
-    asked: Select[tuple[Event]], query: Query, seen: Sequence[str] | None, user_id: str
-) -> Select[tuple[Event]]:
+    asked: Select[Any], query: Query, seen: Sequence[str] | None, user_id: str
+) -> Select[Any]:
     told = select(EventTarget.event_id)
     if seen is not None:
         told = told.where(
@@ -153,7 +153,7 @@ def _about(
     return asked.where(Event.id.in_(told))
 
 
-def _behind(query: Query) -> object:
+def _behind(query: Query) -> ColumnElement[bool]:
     assert query.before is not None
     moment, event_id = query.before
     later = Event.recorded_us > moment if query.ascending else Event.recorded_us < moment

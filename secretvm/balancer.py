@@ -43,6 +43,8 @@ FILE = "haproxy.cfg"
 LOOK_S = 0.25
 # One that fails at once must not be started in a tight loop.
 RETRY_S = 5.0
+# How long the service waits for it when it ends itself.
+STOP_S = 5.0
 # Starting and loading take milliseconds; a busy host is slow.
 READY_S = 20.0
 ANSWER_S = 5.0
@@ -214,17 +216,21 @@ class Keeper:
 
     balancer: Balancer
     stopping: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
     # What it was when it was settled last.
     settled: object = None
     trouble: str = ""
 
     def start(self) -> None:
         """Begins to look."""
-        threading.Thread(target=self._watch, name="balancer", daemon=True).start()
+        self.thread = threading.Thread(target=self._watch, name="balancer", daemon=True)
+        self.thread.start()
 
     def stop(self) -> None:
         """Ends the looking; HAProxy goes on."""
         self.stopping.set()
+        if self.thread is not None:
+            self.thread.join(STOP_S)
 
     def _watch(self) -> None:
         looked = -RETRY_S

@@ -24,7 +24,7 @@ from core.errors import (
 from core.http import Peer
 from models.cluster import ClusterNode
 from secretvm import tasks
-from secretvm.balancer import Balancer, missing
+from secretvm.balancer import STOP_S, Balancer, missing
 from secretvm.clusters import ADD, CREATE, REMOVE, UPDATE, Clusters
 from secretvm.front import Front, Server, Traffic
 from secretvm.jobs import Work, kind
@@ -176,9 +176,7 @@ def _row(balancer: Balancer, cluster_id: str, node: ClusterNode) -> dict[str, st
     return {}
 
 
-def _await_idle(
-    clusters: Clusters, cluster_id: str, node: ClusterNode, patience_s: float
-) -> None:
+def _await_idle(clusters: Clusters, cluster_id: str, node: ClusterNode, patience_s: float) -> None:
     """Waits until no request is at a node, or for so long; without a balancer there is none."""
     with contextlib.suppress(UpstreamTimeout):
         _await(
@@ -202,14 +200,18 @@ class Tender:
 
     clusters: Clusters
     stopping: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins to look."""
-        threading.Thread(target=self._watch, name="clusters", daemon=True).start()
+        self.thread = threading.Thread(target=self._watch, name="clusters", daemon=True)
+        self.thread.start()
 
     def stop(self) -> None:
         """Ends the looking."""
         self.stopping.set()
+        if self.thread is not None:
+            self.thread.join(STOP_S)
 
     def _watch(self) -> None:
         while not self.stopping.wait(TEND_S):

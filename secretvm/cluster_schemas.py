@@ -46,7 +46,7 @@ class Number(fields.Integer):
         return super().deserialize(missing if value in ("", None) else value, attr, data, **kwargs)
 
 
-class Weights(fields.List):
+class Weights(fields.List[Any]):
     """Weights in node order: `[3,1]`, `3,1`, or the field several times."""
 
     def __init__(self) -> None:

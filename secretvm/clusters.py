@@ -18,14 +18,14 @@ from sqlalchemy.orm import Session
 from accounts.roles import Caller
 from core import proc
 from core.config import Config
-from core.errors import CasemateError, Conflict, Invalid, NotFound, Unavailable
+from core.errors import Conflict, Invalid, NotFound, Unavailable
 from models.base import Database
 from models.cluster import Cluster, ClusterNode, ClusterPlan
 from models.job import Job
 from models.port import PortLease
 from models.vm import Vm
 from secretvm import cluster_object, document, jobs, traffic, wanted
-from secretvm.balancer import Balancer, missing, read_fronts
+from secretvm.balancer import Balancer, read_fronts
 from secretvm.cluster_object import Member, View
 from secretvm.front import NODES_MOST, Front, Strategy, Traffic
 from secretvm.service import SecretVms
@@ -175,7 +175,9 @@ class Clusters:
             node = next((each for each in live if each.vm_id == vm_id), None)
             if node is None:
                 raise NotFound(f"VM {vm_id[:64]} is no node of this cluster")
-            if not any(each.vm_id and each.traffic != Traffic.LEAVING for each in live if each is not node):
+            if not any(
+                each.vm_id and each.traffic != Traffic.LEAVING for each in live if each is not node
+            ):
                 raise Conflict("the last node cannot be removed; delete the cluster instead")
             node.traffic = Traffic.LEAVING
             argument = {"cluster_id": cluster.id, "node_id": node.id}

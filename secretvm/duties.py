@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from accounts.service import Accounts
-from secretvm import tasks
+from secretvm import cluster_jobs, tasks
+from secretvm.balancer import Balancer, Keeper
+from secretvm.cluster_jobs import Tender
+from secretvm.clusters import Clusters
 from secretvm.jobs import Worker
 from secretvm.service import SecretVms
+from secretvm.traffic import Reader
 from secretvm.watch import Watch
 from vmm.background import Duty
 from vmm.service import Vms
 
 # Modules whose functions do jobs: importing them is what makes their types known.
-TASKS = (tasks,)
+TASKS = (tasks, cluster_jobs)
 
 
 def of(vms: Vms) -> list[Duty]:
     """The duties of this area."""
-    accounts = Accounts.of(vms.config, vms.database)
-    return [Worker(vms), Watch(SecretVms(vms, accounts))]
+    svms, balancer = SecretVms(vms, Accounts.of(vms.config, vms.database)), Balancer(vms)
+    of_clusters: list[Duty] = [Reader(balancer), Keeper(balancer), Tender(Clusters(svms))]
+    return [Worker(vms), Watch(svms), *of_clusters]

@@ -18,7 +18,7 @@ KMS_PROVIDERS = ("secret-network", "google", "dstack", "gramine")
 TEXT_LIMIT = 2000
 BATCH_MOST = 1000
 
-_NAME = validate.Regexp(
+NAME = validate.Regexp(
     re.compile(r"[A-Za-z0-9 _.-]{1,60}\Z", re.ASCII),
     error="must be 1 to 60 letters, digits, spaces and _ . -",
 )
@@ -155,7 +155,7 @@ class Flags(Secrets):
 class NewVm(Flags):
     """What POST /api/vm/create takes; cluster creation takes it too, but for the name."""
 
-    name = Optional(validate=_NAME)
+    name = Optional(validate=NAME)
     vmTypeId = Text(required=True)
     dockercompose = Upload(required=True)
     dockerfiles = Upload()
@@ -179,7 +179,7 @@ class NewVm(Flags):
 class CreateVm(NewVm):
     """The fields of POST /api/vm/create."""
 
-    name = Text(required=True, validate=_NAME)
+    name = Text(required=True, validate=NAME)
 
     @post_load
     def _made(self, given: dict[str, Any], **kwargs: Any) -> Wanted:
@@ -200,7 +200,7 @@ class LaunchVm(Flags):
 class UpdateVm(Flags):
     """The body of POST /api/vm/:id/update-background."""
 
-    name = Optional(validate=_NAME)
+    name = Optional(validate=NAME)
     dockerComposeBase64 = Base64File()
     dockerfilesBase64 = Base64File()
 

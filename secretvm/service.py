@@ -340,6 +340,8 @@ class SecretVms:
             told = self.vms.ask_guest(row.vm.id, "Quote", GuestText, within_s=GUEST_S)
         except (Upstream, UpstreamTimeout, Invalid) as error:
             raise Unavailable(f"the guest gives no quote: {error.message}") from None
+        if not told["text"]:
+            raise Unavailable("the guest has no TEE that could give a quote")
         return str(told["text"])
 
     def unquoted(self) -> list[Row]:

@@ -7,7 +7,7 @@ import functools
 from flask import Flask
 
 from rest import documents
-from secretvm import routes, verify_routes, vm_routes
+from secretvm import cluster_routes, routes, verify_routes, vm_routes
 from secretvm.service import SecretVms
 from secretvm.verification import Verification
 from vmm import simulation
@@ -24,7 +24,7 @@ ABOUT = (
     "its requests instead."
 )
 # vm_routes adds its views to the blueprint of routes when it is imported.
-BLUEPRINTS = [vm_routes.blueprint, verify_routes.blueprint]
+BLUEPRINTS = [vm_routes.blueprint, cluster_routes.blueprint, verify_routes.blueprint]
 
 
 def register(app: Flask, version: str) -> None:

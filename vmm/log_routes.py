@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import BoundedSemaphore
 
 from flask import Blueprint, Response, current_app, request
@@ -20,24 +20,48 @@ DEFAULT_LINES = 10_000
 @blueprint.get("/logs")
 def logs() -> Response:
     """The last lines of a log as text; with `follow` also what comes."""
-    follow = _flag("follow")
     vm_id, accounts = request.args.get("id", ""), current_app.extensions["accounts"]
     project_id = None if caller().is_operator else vms().project_of(vm_id)
     if not accounts.may_see(caller(), project_id):
         raise Forbidden("there is no such VM in a project of yours")
-    pieces = vms().log(
+    pieces = vm_log(vm_id)
+    if is_followed():
+        pieces = accounts.while_allowed(caller(), project_id, pieces)
+    return text(pieces)
+
+
+def vm_log(vm_id: str) -> Iterator[str]:
+    """What the parameters of the request ask for of a VM's log."""
+    return vms().log(
         vm_id,
         request.args.get("ch", "serial"),
-        _number("lines", DEFAULT_LINES),
-        follow=follow,
+        lines(),
+        follow=is_followed(),
         keep_ansi=_flag("ansi"),
         archived=_number("archived", 0),
-        left=reader_left(request.environ.get("gunicorn.socket")),
+        left=has_left(),
     )
-    if follow:
-        pieces = accounts.while_allowed(caller(), project_id, pieces)
+
+
+def is_followed() -> bool:
+    """Whether the request asks for what comes, too."""
+    return _flag("follow")
+
+
+def lines() -> int:
+    """How many of the last lines the request asks for."""
+    return _number("lines", DEFAULT_LINES)
+
+
+def has_left() -> Callable[[], bool]:
+    """A question for a stream: has whoever made the request closed the connection?"""
+    return reader_left(request.environ.get("gunicorn.socket"))
+
+
+def text(pieces: Iterator[str]) -> Response:
+    """Pieces of a log as they come."""
     response = Response(pieces, mimetype="text/plain", headers={"X-Accel-Buffering": "no"})
-    if follow:
+    if is_followed():
         # A stream holds a thread for as long as it likes: other calls keep the rest of them.
         places: BoundedSemaphore = current_app.extensions["stream_places"]
         if not places.acquire(blocking=False):

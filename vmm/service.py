@@ -438,6 +438,11 @@ class Vms:
             for found in processes.of_vm(self.reconciler.workdir(vm_id).path, name)
         ]
 
+    @property
+    def qemu_version(self) -> str:
+        """The version of this host's QEMU."""
+        return self.config.cvm.qemu_version or ".".join(map(str, self.host.qemu_version))
+
     def measured_device(self) -> str:
         """The device id (hex) in the evidence of this host's guests, where the service makes it; else ""."""
         is_simulated = self.config.cvm.simulate and not self.host.tee

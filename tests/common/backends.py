@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     backend: Backend
 
-    def do_GET(self) -> None:  # noqa: N802 (http.server's name)
+    def do_GET(self) -> None:
         """One request; /status/N is answered with that status."""
         length = int(self.headers.get("Content-Length") or 0)
         self.rfile.read(length)
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         status = int(self.path.rpartition("/")[2]) if self.path.startswith("/status/") else 200
         self.say(status, self.backend.name.encode())
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_GET
 
     def say(self, status: int, body: bytes) -> None:
         """One answer."""
@@ -151,7 +151,6 @@ def _lease(host_port: int, vm_port: int) -> PortLease:
     return PortLease(
         position=vm_port, protocol="tcp", host_address=address, host_port=host_port, vm_port=vm_port
     )
-
 
 
 @dataclass

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import functools
 import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest import envelope, eventlog, lite, mr_config, snp_launch
 from attest.eventlog import Event, runtime_event
@@ -15,11 +21,12 @@ from attest.evidence import Attestation, SnpEvidence, TdxEvidence
 from attest.root import Roots, read_roots
 from attest.tdvf import Accepted
 from attest.verified import Trust
-from attest_sim import launch
+from attest_sim import launch, snp
 from attest_sim.snp import SimulatedProcessor
 from attest_sim.tdx import SimulatedPlatform
 
 NOW = 1_800_000_000
+PROCESSOR_SEED = b"a simulated processor for tests."
 APP_ID = b"\xaa" * 20
 COMPOSE_HASH = b"\xcc" * 32
 INSTANCE_ID = b"\x1d" * 20
@@ -60,7 +67,7 @@ def platform(seed: bytes = b"a simulated platform for tests ..") -> SimulatedPla
 
 
 @functools.cache
-def processor(seed: bytes = b"a simulated processor for tests.") -> SimulatedProcessor:
+def processor(seed: bytes = PROCESSOR_SEED) -> SimulatedProcessor:
     """A simulated SEV-SNP host, made once: its keys take a second."""
     return SimulatedProcessor.from_seed(seed)
 
@@ -177,6 +184,22 @@ def snp_attestation(
     certificates = processor().chain_der if chain else ()
     platform = SnpEvidence(raw, certificates, document)
     return Attestation(platform, runtime, REPORT_DATA, config or snp_config())
+
+
+def revocations(
+    *serials: int, key: rsa.RSAPrivateKey | None = None, issuer: x509.Name | None = None
+) -> bytes:
+    """The simulated processor's list of revoked keys (DER), for a month around NOW."""
+    start = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer or processor().ark.subject)
+    builder = builder.last_update(start - datetime.timedelta(1))
+    builder = builder.next_update(start + datetime.timedelta(30))
+    for serial in serials:
+        revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start)
+        builder = builder.add_revoked_certificate(revoked.build())
+    pss = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+    crl = builder.sign(key or snp._rsa_key(PROCESSOR_SEED, "ark"), hashes.SHA384(), rsa_padding=pss)
+    return crl.public_bytes(Encoding.DER)
 
 
 def request(attestation: Attestation, **more: Any) -> dict[str, Any]:

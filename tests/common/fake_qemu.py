@@ -1,7 +1,8 @@
 """Stands in for QEMU: takes its argv, speaks QMP, binds forwarded ports, plays a guest that fake.json describes.
 
 fake.json lies in the VM's folder or the one above: `fail` (last words at start), `ignore_sigterm`, `end_on`
-(a QMP command), `qmp` and `guest` (hang | garbage), `guest` (method -> result), `say` (lines to the host).
+(a QMP command), `qmp` and `guest` (hang | garbage), `guest` (method -> result), `say` (lines to the host), `http`
+(seconds after which web servers answer on all TCP ports with the VM's id).
 """
 
 import json
@@ -30,6 +31,10 @@ def main(argv):
     held = [bind(*rule) for rule in re.findall(r"=(tcp|udp):(\[.*?\]|[^:,]*):(\d+)-", text)]
     with open(path["com0"], "a") as serial:
         serial.write(f"hello from {len(held)} ports\n")
+    for sock in held if "http" in fake else ():
+        if sock.type == socket.SOCK_STREAM:
+            ready = time.monotonic() + fake["http"]
+            threading.Thread(target=web, args=(sock, os.path.basename(folder), ready)).start()
     for name, speak in ("host0", host), ("guest0", guest), ("unix", monitor):
         if name in path:  # a guest with vsock has no ports
             threading.Thread(target=serve, args=(path[name], speak, fake)).start()
@@ -66,7 +71,10 @@ def forward(command, fake):
     verb, *words = command.split()
     rule = words[-1]
     if verb == "info":
-        shown = [f"  TCP[HOST_FORWARD]  9 {a:>15} {h:>5}       10.0.2.15 {g:>5}     0     0" for a, h, g, _ in FORWARDS]
+        shown = [
+            f"  TCP[HOST_FORWARD]  9 {a:>15} {h:>5}       10.0.2.15 {g:>5}     0     0"
+            for a, h, g, _ in FORWARDS
+        ]
         return "\r\n".join(["Hub -1 (net0):", *shown, ""])
     protocol, address, host_port = rule.removesuffix("-").split("-")[0].split(":")
     if verb == "hostfwd_remove":
@@ -84,6 +92,27 @@ def forward(command, fake):
 
 
 FORWARDS = []
+
+
+def web(listener, name, ready):
+    listener.listen(256)
+    while True:
+        client = listener.accept()[0]
+        if time.monotonic() < ready:  # as QEMU's own network does while the guest does not listen
+            client.close()
+        else:
+            threading.Thread(target=page, args=(client, name)).start()
+
+
+def page(client, name):
+    try:
+        with client, client.makefile("rb") as asked:
+            while line := asked.readline():
+                if line == b"\r\n":
+                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(name)}\r\n\r\n"
+                    client.sendall((head + name).encode())
+    except OSError:
+        pass  # the client left
 
 
 def serve(path, speak, fake):

@@ -47,6 +47,18 @@ def peer_python() -> Path:
 
 
 @pytest.fixture(scope="session")
+def peer_dstackai() -> Path:
+    """A folder with the packages of dstackai/requirements.txt: dstack's own command line."""
+    lock = HERE / "dstackai/requirements.txt"
+
+    def install(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--require-hashes", "--target", folder, "-r", lock], check=True)
+
+    return installed("dstackai", lock, install)
+
+
+@pytest.fixture(scope="session")
 def peer_node() -> Path:
     """A folder whose node_modules has the packages of node/package-lock.json."""
     lock = HERE / "node/package-lock.json"

@@ -6,6 +6,7 @@ import http.server
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Answering(http.server.ThreadingHTTPServer):
     body = b"{}"
     paths: list[str]
     waiting: threading.Event | None = None
+    drips = False
 
 
 @pytest.fixture
@@ -42,7 +44,11 @@ def server(tmp_path: Path) -> Iterator[Answering]:
             self.send_response(mine.status)
             self.send_header("Content-Length", str(len(mine.body)))
             self.end_headers()
-            self.wfile.write(mine.body)
+            for byte in mine.body if mine.drips else b"":
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+            if not mine.drips:
+                self.wfile.write(mine.body)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -112,6 +118,19 @@ def test_a_server_that_stays_silent_is_left(
         Kms(url(server)).call("GetMeta", {})
 
     server.waiting.set()
+
+
+def test_a_server_that_drips_its_answer_is_left_in_time(
+    server: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kms_client, "TIMEOUT_S", 0.5)
+    server.body, server.drips = b" " * 1000, True
+    began = time.monotonic()
+
+    with pytest.raises(UpstreamTimeout, match="does not answer"):
+        Kms(url(server)).call("GetMeta", {})
+
+    assert time.monotonic() - began < 5
 
 
 def test_the_server_is_looked_at_before_anything_is_asked(server: Answering) -> None:

@@ -116,7 +116,7 @@ class Deciding:
         return self.of_kms
 
     def policy(self) -> Policy:
-        return Policy("gateway", "0xabc", 7, "0xdef")
+        return Policy("gateway", "0xabc", 7, "0xdef", "https://chain")
 
 
 @pytest.fixture

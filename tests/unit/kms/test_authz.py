@@ -148,9 +148,10 @@ def test_the_services_description_is_passed_on(service: Service, webhook: Webhoo
         chainId=3,
         appAuthImplementation="",
         appImplementation="0xdef",
+        ethRpcUrl="https://chain",
     )
 
-    assert webhook.policy() == Policy("gw", "0xabc", 3, "0xdef")
+    assert webhook.policy() == Policy("gw", "0xabc", 3, "0xdef", "https://chain")
     service.say(chainId="x")
     assert webhook.policy().chain_id == 0
     service.say(503)

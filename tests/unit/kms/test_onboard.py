@@ -144,7 +144,7 @@ def test_the_operator_is_told_what_to_allow(onboarding: Onboarding, settings: Se
     assert len(info["device_id"]) == len(info["mr_aggregated"]) == 32
     assert len(info["ppid"]) == 16
     assert info["os_image_hash"] == attester.SIMULATED_IMAGE
-    assert info["kms_contract_address"] == "0xabc"
+    assert (info["kms_contract_address"], info["eth_rpc_url"]) == ("0xabc", "https://chain")
 
 
 @pytest.fixture

@@ -323,6 +323,47 @@ def test_a_denied_app_gets_no_certificate(
         kms.sign_cert(signed(key, csr(guest, key).encode()))
 
 
+# The OS image
+
+
+@pytest.fixture
+def calls(
+    open_kms: Callable[..., KmsService],
+    settings: Settings,
+    guest: Guest,
+    key: ec.EllipticCurvePrivateKey,
+) -> list[Callable[[], object]]:
+    """The three calls that need evidence, of a KMS that wants to know the image and a guest whose image nobody has."""
+    kms = open_kms(image=replace(settings.core.image, verify=True))
+    caller = kms.caller(guest.certificate(kms))
+    request = signed(key, csr(guest, key).encode())
+    return [
+        lambda: kms.get_app_key(caller, ASKED),
+        lambda: kms.sign_cert(request),
+        lambda: kms.get_kms_key(caller, ""),
+    ]
+
+
+def test_nothing_is_released_to_an_image_that_nobody_knows(
+    calls: list[Callable[[], object]], settings: Settings
+) -> None:
+    for call in calls:
+        with pytest.raises(Invalid, match="^invalid quote: the os image cannot be checked: "):
+            call()
+
+    assert not settings.audit_log.exists()
+
+
+def test_the_image_is_looked_for_only_when_the_app_is_allowed(
+    calls: list[Callable[[], object]], deciding: Deciding
+) -> None:
+    deciding.answer = Decision(False, "app not registered")
+
+    for call in calls[:2]:
+        with pytest.raises(Invalid, match="^Boot denied: app not registered$"):
+            call()
+
+
 # Client certificates
 
 

@@ -49,7 +49,10 @@ class Heard:
 
     def ended(self, name: str) -> int | None:
         """The exit status of a job, once it has one."""
-        return next((status for job, stage, status in self.states if job == name and status is not None), None)
+        return next(
+            (status for job, stage, status in self.states if job == name and status is not None),
+            None,
+        )
 
 
 class OneVm:
@@ -299,4 +302,3 @@ def test_an_order_shows_no_secret_in_a_log() -> None:
     shown = repr(order("a", "true", env={"KEY": "s3cret"}, registry_auth=("me", "s3cret")))
 
     assert "s3cret" not in shown
-

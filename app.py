@@ -15,10 +15,13 @@ from flask.sessions import SecureCookieSessionInterface
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+import apps.console_routes
 import apps.routes
 import apps.surface_routes
+import runs.console_routes
 import runs.openapi_routes
 import runs.routes
+import secretvm.console_routes
 import secretvm.surface_routes
 import verify.routes
 import vmm.console
@@ -55,7 +58,7 @@ from vmm.version import VERSION
 logger = logging.getLogger(__name__)
 
 # The pages ask for the token themselves; evidence is for everybody.
-OPEN = {"console", "verify"}
+OPEN = {"console", "secretvm_console", "apps_console", "runs_console", "verify"}
 # What asks for no operator but only for a caller: it looks itself at what is the caller's, or it is nobody's
 # (None: there is no such path).
 FOR_ANY_CALLER = {"logs", "openapi", None}
@@ -85,6 +88,9 @@ def create_app(config: Config, host: Host) -> Flask:
     app = Flask(__name__)
     app.request_class = WholeRequest
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    # Werkzeug would answer both for itself, in HTML: a method that no view names, and a path with `//`.
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False
     database = Database(config.database)
     app.extensions["accounts"] = Accounts.of(config, database)
     app.extensions["stream_places"] = BoundedSemaphore(max(1, config.server.threads // 2))
@@ -106,6 +112,9 @@ def create_app(config: Config, host: Host) -> Flask:
     apps.surface_routes.register(app)
     secretvm.surface_routes.register(app, VERSION)
     app.extensions["runs_api"] = runs.openapi_routes.register(app, VERSION)
+    app.register_blueprint(apps.console_routes.blueprint)
+    app.register_blueprint(secretvm.console_routes.blueprint)
+    app.register_blueprint(runs.console_routes.blueprint)
     app.register_blueprint(verify.routes.blueprint)
     app.register_blueprint(vmm.metrics_routes.blueprint)
 

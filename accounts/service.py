@@ -62,26 +62,22 @@ class Accounts:
         return self._find(caller.digest) == caller
 
     def session_of(self, token: str, user: str = "") -> str:
-        """What a signed-in browser keeps instead of the token, or of the password of a `user`.
-
-        Unauthenticated when it is wrong, Forbidden when its owner is no operator.
-        """
+        """What a signed-in browser keeps instead of the token, or of the password of a `user`; Unauthenticated when it is wrong."""
         try:
             caller = self.authenticate(
                 Credentials((token,) if token else (), (user, token) if user and token else None)
             )
         except Unauthenticated:
             raise Unauthenticated("this is not a valid token") from None
-        if not caller.is_operator:
-            raise Forbidden(f"these pages are for operators, and {caller.name} is none")
         return caller.digest.hex()
 
     def caller_of(self, session: str) -> Caller | None:
-        """The operator whom a browser's session stands for, as long as the credential is valid."""
-        if not self.enabled:
-            return OPERATOR
+        """Whom a browser's session stands for, as long as the credential is valid.
+
+        Whoever has not signed in where no authentication is asked for is an operator without a credential.
+        """
         caller = self._find(bytes.fromhex(session)) if session else None
-        return caller if caller and caller.is_operator else None
+        return caller or (None if self.enabled else OPERATOR)
 
     def roles(self, caller: Caller) -> dict[str, ProjectRole]:
         """The caller's role in each of their projects, the first project first."""

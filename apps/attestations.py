@@ -50,6 +50,7 @@ class Said:
     instance_id: str | None = None
     tcb_info: Json | None = None
     error: str | None = None
+    pem: str = ""  # of its certificate
 
 
 def at_once(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
@@ -84,6 +85,7 @@ def heard(vms: Vms, cvm: Cvm) -> Said:
         instance_id=told["instance_id"].hex() or None,
         tcb_info=tcb,
         error=None if tcb else "the guest shows no TCB info",
+        pem=told["app_cert"],
     )
 
 

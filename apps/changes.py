@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accounts.roles import Caller
+from apps import records
 from apps.cvms import Cvm
 from apps.deployments import (
     Deployments,
@@ -117,11 +118,18 @@ class Changes:
         try:
             publish = published(change.compose_file) if change.compose_file else None
             self.apps.vms.update(change, publish, cause)
+            if change.vcpu or change.memory:
+                self._name_size(cvm.uuid)
         except CasemateError as error:
             raise told_apart(error) from None
         finally:
             if was_up:
                 self._start(cvm.uuid)
+
+    def _name_size(self, vm_id: str) -> None:
+        """Forgets the instance type that a VM was made with: its resources name it now, if any has them."""
+        with self.apps.database.writing() as session:
+            records.forget_size(session, vm_id)
 
     def prepared(self, cvm: Cvm, wanted: CvmChange) -> Change:
         """A change in the VM manager's words, checked as far as that can be done beforehand."""

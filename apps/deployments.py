@@ -444,7 +444,8 @@ def told_apart(error: CasemateError) -> CasemateError:
         if "cid_pool_size" in error.message:
             return coded(Conflict(error.message), NO_SLOT)
         code = next((known[name] for name in names if name in known), None)
-        return coded(error, code or (INVALID_REQUEST if error.fields else IMAGE_NOT_FIT))
+        if code or not error.fields:
+            return coded(error, code or IMAGE_NOT_FIT)
     return error
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from core.errors import Forbidden
+from core.errors import Unauthenticated
 
 VALID_S = 3600
 
@@ -45,11 +45,11 @@ class Links:
         return f"{self.base}/logs/{vm_id}?{urlencode(told)}"
 
     def check(self, vm_id: str, container: str, expires: str, signature: str) -> None:
-        """Forbidden unless such a link was made here and is still valid."""
+        """Unauthenticated unless such a link was made here and is still valid."""
         until = int(expires) if expires.isascii() and expires.isdigit() and len(expires) < 12 else 0
         wanted = self._signature(vm_id, container, until)
         if not hmac.compare_digest(wanted.encode(), signature.encode()) or until < time.time():
-            raise Forbidden("this link is not valid, or no longer; ask for a new one")
+            raise Unauthenticated("this link is not valid, or no longer; ask for a new one")
 
     def _signature(self, vm_id: str, container: str, expires: int) -> str:
         signed = "\0".join(("log", vm_id, container, str(expires))).encode()

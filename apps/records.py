@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, or_, select
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session, undefer
 
 from models.account import Project, User
@@ -78,7 +78,7 @@ def ports(session: Session, ids: Collection[str]) -> dict[str, list[PortLease]]:
     asked = select(PortLease).where(PortLease.vm_id.in_(ids), PortLease.own)
     found: dict[str, list[PortLease]] = {}
     for lease in session.scalars(asked.order_by(PortLease.position)):
-        found.setdefault(lease.vm_id, []).append(lease)
+        found.setdefault(str(lease.vm_id), []).append(lease)
     return found
 
 
@@ -103,6 +103,16 @@ def users_named(session: Session, ids: Collection[str | None]) -> dict[str, str]
 def add_profile(session: Session, profile: CvmProfile) -> None:
     """Writes what a VM was asked to be, instead of what there was."""
     session.merge(profile)
+
+
+def forget_size(session: Session, vm_id: str) -> None:
+    """Drops the name of the size that a VM was made with."""
+    session.execute(
+        update(CvmProfile)
+        .where(CvmProfile.vm_id == vm_id)
+        .values(instance_type=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 # Revisions ---------------------------------------------------------------------------------------

@@ -127,7 +127,6 @@ class AppCompose:
     manifest_version: int = 1
     name: str = ""
     runner: str = "docker-compose"
-    runner_ssh: bool = False
     docker_compose_file: str = ""
     bash_script: str = ""
     public_logs: bool = False
@@ -147,6 +146,8 @@ class AppCompose:
     launch_token_hash: str = ""
     require_digest: bool = False
     requirements: Mapping[str, object] = field(default_factory=dict, hash=False)
+    # Of the runner `jobs` (guest/runner.py): whether it starts an SSH server.
+    runner_ssh: bool = False
     secretvm: SecretVm | None = None
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,8 @@ class Roots:
     snp: bytes | None = None
 
 
+# A verifier's configuration names one file, which is read at each request.
+@functools.lru_cache(maxsize=4)
 def read_roots(pem: bytes) -> Roots:
     """The roots in a PEM text: TDX's has an elliptic key, SEV-SNP's an RSA key.  Malformed otherwise."""
     try:

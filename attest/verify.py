@@ -68,7 +68,11 @@ def verify_tdx(
 
 def read_claim(raw: bytes, root_ca_der: bytes | None = None) -> Claim:
     """Reads a quote up to the question of which collateral it needs; raises as verify_tdx."""
-    parsed = quote.parse(raw)
+    return claim_of(raw, quote.parse(raw), root_ca_der)
+
+
+def claim_of(raw: bytes, parsed: TdxQuote, root_ca_der: bytes | None = None) -> Claim:
+    """The claim of a quote that was parsed already; raises as verify_tdx."""
     chain, platform = _chain(parsed.pck_chain_pem)
     name = _check_root(chain[-1], root_ca_der)
     # Before dcap-qvl, which refuses debug TDs too but calls them not genuine.
@@ -101,6 +105,8 @@ def verify_claim(claim: Claim, collateral_json: str, now: int) -> VerifiedTdx:
     )
 
 
+# One root and its digest, compared for every quote of its platforms.
+@functools.lru_cache(maxsize=16)
 def _check_root(last: x509.Certificate, root_ca_der: bytes | None) -> RootName:
     # dcap-qvl goes from the leaf to the root it was given and leaves the root inside the quote unread;
     # a quote that carries another one there is not the quote that was made.

@@ -3,102 +3,130 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.run import JOB, PROJECT, REPLICA, SINCE, moment
-from cli.runs_client import FINISHED, Api, exit_code, last_submission
+from cli.runs_client import FINISHED, JOB_FINISHED, Api, exit_code, job_of, last_of
 from cli.terminal import say
-from core.errors import Conflict
+from cli.tunnel import Tunnel, Wish, opened
+from core.errors import CasemateError, Conflict, Unavailable
 
+PORTS = click.option(
+    "-p", "--port", "ports", multiple=True,
+    help="A port of the run on this machine: 8000, 80:8000, or *:8000 for any; repeatable.",
+)  # fmt: skip
+BIND = click.option(
+    "--host", "bind", default="localhost", show_default=True,
+    help="The address that forwarded ports have here.",
+)  # fmt: skip
 SSH_IDENTITY = click.option(
     "--ssh-identity",
+    metavar="SSH_PRIVATE_KEY",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The private key of the run, where it is not the built-in one.",
 )
+NOT_BEGUN = ("submitted", "provisioning", "pulling")
 
 
 @click.command()
 @click.argument("name")
-@click.option("--logs", "with_logs", is_flag=True, help="Show the output from the start.")
-@click.option("-p", "--port", "ports", multiple=True, help="Forward a port: 8000, or 80:8000.")
-@click.option("--host", "bind", default="localhost", help="The address that forwarded ports have here.")
+@click.option("--logs", "with_logs", is_flag=True, help="Show the output, from its beginning.")
+@PORTS
+@BIND
 @JOB
 @REPLICA
 @SINCE
 @SSH_IDENTITY
 @PROJECT
 def attach(
-    name: str,
-    with_logs: bool,
-    ports: Sequence[str],
-    bind: str,
-    job_num: int,
-    replica: int | None,
-    since: str | None,
-    ssh_identity: Path | None,
-    project: str,
-) -> int:
-    """Connect to run NAME until Ctrl+C: its ports and `ssh NAME`, with --logs also its output.
+    name: str, with_logs: bool, ports: Sequence[str], bind: str, job_num: int, replica: int | None,
+    since: str | None, ssh_identity: Path | None, project: str,
+) -> int:  # fmt: skip
+    """Connect to run NAME until it ends or Ctrl+C: its ports, `ssh NAME`, with --logs its output.
 
-    With --logs it ends with the run, and with the code of its job.
+    Ends with the code of its job, and with 0 after Ctrl+C, which leaves the run alone.
     """
+    api, wish = Api.of(project), Wish.of(ports, bind, ssh_identity)
+    start = since and moment(since)
+    run = begun(api, api.run(name))
+    job = job_of(run, job_num, replica)
+    over = last_of(job)["status"] in JOB_FINISHED
+    if over and not with_logs:
+        raise Conflict(f"run {name} is over; `casemate logs {name}` shows its output")
+    try:
+        with contextlib.nullcontext() if over else opened(api, run, job, wish) as tunnel:
+            if tunnel:
+                describe(tunnel)
+                say("Press Ctrl+C to detach.")
+            if with_logs:
+                _write(api, run, job, start)
+            return exit_code(_ended(api, run, tunnel), job_num, replica)
+    except KeyboardInterrupt:
+        say("Detached")
+        return 0
+
+
+def begun(api: Api, run: Any) -> Any:
+    """The run once its first job runs or has run, or it has ended; until then its state is shown."""
     from cli.runs_view import Live, status
 
-    api, live = Api.of(project), Live()
-    run = api.wait(
-        name,
-        lambda run: run["status"] in ("running", *FINISHED),
-        lambda run: live.show(f"{name}: {status(run)}"),
-    )
-    live.end()
-    if run["status"] in FINISHED and run["status"] != "done":
-        raise Conflict(f"run {name} is over: {status(run)}")
-    with attached(api, run, job_num, replica, ports, bind, ssh_identity), contextlib.suppress(
-        KeyboardInterrupt
-    ):
-        if not with_logs:
-            say("Press Ctrl+C to detach.")
-            signal.pause()
-        copy_output(api, run, job_num, replica, since=since and moment(since))
-        return exit_code(api.wait(name, lambda run: run["status"] in FINISHED, lambda _: None))
-    return 0
+    with Live() as live:
+        return api.wait(
+            run["id"], _has_begun, lambda run: live.show(f"{run['run_spec']['run_name']}: {status(run)}")
+        )  # fmt: skip
+
+
+def _has_begun(run: Any) -> bool:
+    if run["status"] in FINISHED:
+        return True
+    is_there = run["status"] in ("running", "terminating")
+    return is_there and last_of(run["jobs"][0])["status"] not in NOT_BEGUN
+
+
+def _write(api: Api, run: Any, job: Any, since: str | None) -> None:
+    from cli.runs_view import write
+
+    write(api.followed(run, last_of(job)["id"], since=since))
+
+
+def _ended(api: Api, run: Any, tunnel: Tunnel | None) -> Any:
+    def check(run: Any) -> None:
+        if tunnel and run["status"] not in FINISHED and not tunnel.is_open():
+            raise Unavailable("the SSH connection was lost; attach again")
+
+    return api.wait(run["id"], lambda run: run["status"] in FINISHED, check)
 
 
 @contextlib.contextmanager
-def attached(
-    api: Api,
-    run: Any,
-    job_num: int,
-    replica: int | None,
-    ports: Sequence[str],
-    bind: str,
-    identity: Path | None,
-) -> Any:
-    """Holds the connection to a job and says what it offers."""
-    from cli import tunnel
+def beside(api: Api, run: Any, job: Any, wish: Wish) -> Iterator[None]:
+    """Holds a connection to a job while the block shows its output; one that fails is told of and ends nothing."""
+    over = threading.Event()
 
-    submission = last_submission(run, job_num, replica)
-    job = next(each for each in run["jobs"] if submission in each["job_submissions"])
-    wanted = tunnel.forwards(job["job_spec"], ports)
-    with tunnel.opened(api, run, job, wanted, bind=bind, identity=identity) as opened:
-        for remote, local in opened.ports.items():
-            say(f"{bind}:{local} -> port {remote} of the run")
-        say(f"Shell: ssh {opened.host}")
-        yield opened
+    def hold() -> None:
+        try:
+            with opened(api, run, job, wish, is_given_up=over.is_set) as tunnel:
+                describe(tunnel)
+                over.wait()
+        except CasemateError as error:
+            if not over.is_set():
+                say(f"not attached: {error.message}")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
-def copy_output(
-    api: Api, run: Any, job_num: int, replica: int | None, *, since: str | None = None
-) -> None:
-    """Writes the output of a job to ours until the run has ended."""
-    submission = last_submission(run, job_num, replica)["id"]
-    name = run["run_spec"]["run_name"]
-    for piece in api.output(name, submission, since=since, follow=True):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+def describe(tunnel: Tunnel) -> None:
+    """Says what a connection offers."""
+    for remote, local in tunnel.ports.items():
+        say(f"{tunnel.bind}:{local} is port {remote} of the run")
+    say(f"To connect to the run: ssh {tunnel.host}")

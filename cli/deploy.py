@@ -107,7 +107,11 @@ def settings(command: T) -> T:
 @click.option("--hugepages", is_flag=True, help="Memory in huge pages.")
 @click.option("--pin-numa", is_flag=True, help="On one NUMA node.")
 @click.option("--no-tee", is_flag=True, help="A development VM without any TEE.")
-@click.option("--simulated-tee", metavar="PLATFORM", help="Development only: dstack-tdx or dstack-amd-sev-snp.")
+@click.option(
+    "--simulated-tee",
+    metavar="PLATFORM",
+    help="Development only: dstack-tdx or dstack-amd-sev-snp.",
+)
 @click.option("--stopped", is_flag=True, help="Do not start it.")
 @boot.WAIT
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of the id alone.")

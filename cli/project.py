@@ -1,4 +1,5 @@
-"""`casemate project`: the projects of this service and their members, for its operator."""
+"""`casemate project`: the projects of this service and their members, for its operator; and those that the commands
+of runs know, on this machine and elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from cli.terminal import print_json, print_table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cli.runs_config import Entry
     from models.account import Member, Project
 
 
@@ -98,6 +100,87 @@ def remove(name: str, config_file: Path | None) -> None:
 
     with database(config_file).writing() as session:
         directory.remove_project(session, directory.project_named(session, name))
+
+
+# What the commands of runs know ------------------------------------------------------------------
+
+
+@project.command()
+@click.option("--name", required=True, help="The project, as its server calls it.")
+@click.option("--url", required=True, help="The server.")
+@click.option(
+    "--token", prompt=True, hide_input=True, help="A token of a user there; asked for if absent."
+)
+@click.option("-y", "--yes", is_flag=True, help="Make it the default project, without asking.")
+@click.option(
+    "-n", "--no", "stays", is_flag=True, help="Leave the default project as it is, without asking."
+)
+def add(name: str, url: str, token: str, yes: bool, stays: bool) -> None:
+    """Remember a project of a server for the commands of runs, and where to find it."""
+    from cli import runs_config
+    from cli.runs_client import Api
+    from cli.runs_view import confirm
+
+    entry = runs_config.Entry(name, url.rstrip("/"), token)
+    Api(entry).check()
+    runs_config.add(entry)
+    default = runs_config.chosen("").name
+    if default == name or stays:
+        return
+    if yes or confirm(f"Make {name} the default project instead of {default}?"):
+        runs_config.set_default(name)
+
+
+@project.command("list")
+@click.option("-v", "--verbose", is_flag=True, help="Also who one is there.")
+@AS_JSON
+def list_projects(verbose: bool, as_json: bool) -> None:
+    """List the projects that the commands of runs know."""
+    from cli import runs_config
+
+    found = runs_config.entries()
+    if as_json:
+        print_json([{"name": e.name, "url": e.url, "default": e.default} for e in found])
+        return
+    users = [_username(entry) if verbose else "" for entry in found]
+    head = ("PROJECT", "URL", *(["USER"] if verbose else []), "DEFAULT")
+    rows = [
+        (e.name, e.url, *([user] if verbose else []), "✓" if e.default else "")
+        for e, user in zip(found, users, strict=True)
+    ]
+    print_table(head, rows)
+
+
+def _username(entry: Entry) -> str:
+    from cli.runs_client import Api
+    from core.errors import CasemateError
+
+    try:
+        return str(Api(entry).call("/api/users/get_my_user")["username"])
+    except CasemateError as error:
+        return f"({error.message})"
+
+
+@project.command("set-default")
+@click.argument("name")
+def set_default(name: str) -> None:
+    """Make NAME the project that is meant when none is named."""
+    from cli import runs_config
+
+    runs_config.set_default(name)
+
+
+@project.command("delete")
+@click.option("--name", required=True, help="The project.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def forget(name: str, yes: bool) -> None:
+    """Forget a project of the commands of runs; nothing happens to the project."""
+    from cli import runs_config
+    from cli.runs_view import confirm
+
+    if not yes and not confirm(f"Forget the project {name}?"):
+        raise click.Abort
+    runs_config.delete(name)
 
 
 def _described(project: Project, members: Iterable[Member]) -> dict[str, Any]:

@@ -7,10 +7,19 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 from cli.runs_config import Entry, chosen
-from core.errors import CasemateError, Forbidden, Invalid, NotFound, Upstream
+from core.errors import (
+    CasemateError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Upstream,
+    UpstreamTimeout,
+)
 from core.http import Peer
 
 # The level of dstack's interface that these commands speak.
@@ -18,9 +27,11 @@ API_VERSION = "0.22.5"
 CALL_S = 60.0
 ANSWER_LIMIT = 64 * 1024**2
 LOOK_S = 0.5
+# So long may a server be away while something is waited for.
+AWAY_S = 30.0
+PAGE = 1000
 FINISHED = ("done", "failed", "terminated")
-
-T = TypeVar("T")
+JOB_FINISHED = (*FINISHED, "aborted")
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Api:
 
     def call(self, path: str, **body: Any) -> Any:
         """One call of the project, or with a leading slash of the server; CasemateError carries the refusal."""
-        whole = path if path.startswith("/") else f"/api/project/{self.entry.name}/{path}"
+        whole = path if path.startswith("/") else f"/api/project/{quote(self.entry.name)}/{path}"
         headers = {
             "Authorization": f"Bearer {self.entry.token}",
             "Content-Type": "application/json",
@@ -44,7 +55,7 @@ class Api:
         }
         answer = Peer(self.entry.url + whole).ask(
             "POST",
-            json.dumps(body).encode(),
+            json.dumps(body, default=str).encode(),  # a day of YAML is a text to servers
             within_s=CALL_S,
             headers=headers,
             limit=ANSWER_LIMIT,
@@ -57,53 +68,87 @@ class Api:
             raise refusal(answer.status, told)
         return told
 
+    def check(self) -> None:
+        """Refuses an address, a token or a project that is none."""
+        told = self.call(f"/api/projects/{quote(self.entry.name)}/get")
+        if not isinstance(told, dict) or "project_id" not in told:
+            raise Upstream(f"what answers at {self.entry.url} is no server of runs")
+
     # Runs ---------------------------------------------------------------------------------------
 
     def run(self, name: str, run_id: str | None = None) -> Any:
         """A run by its name, or by its id."""
         return self.call("runs/get", **({"id": run_id} if run_id else {"run_name": name}))
 
-    def run_or_none(self, name: str) -> Any:
-        """A run by its name, or None."""
-        try:
-            return self.run(name)
-        except NotFound:
-            return None
+    def delete_fleet(self, name: str | None) -> None:
+        """Deletes a fleet and returns when it is gone."""
+        self.call("fleets/delete", names=[name])
+        while True:
+            try:
+                self.call("fleets/get", name=name)
+            except NotFound:
+                return
+            time.sleep(LOOK_S)
 
-    def wait(self, name: str, is_it: Callable[[Any], bool], seen: Callable[[Any], None]) -> Any:
+    def look(self, path: str, **body: Any) -> Any:
+        """A call that only reads, for what waits: a server that is away for a while is waited for."""
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return self.call(path, **body)
+            except (Upstream, UpstreamTimeout, Unavailable):
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(LOOK_S)
+
+    def wait(self, run_id: str, is_it: Callable[[Any], bool], seen: Callable[[Any], None]) -> Any:
         """A run as soon as it is as wished; `seen` is shown each state of it."""
         while True:
-            run = self.run(name)
+            run = self.look("runs/get", id=run_id)
             seen(run)
             if is_it(run):
                 return run
             time.sleep(LOOK_S)
 
     def output(
-        self, name: str, submission: str, *, since: str | None = None, follow: bool = False,
-        diagnose: bool = False,
-    ) -> Iterator[bytes]:  # fmt: skip
-        """The output of a job, piece by piece; with `follow` until the run has ended and all was read."""
-        token, after = None, since
+        self, run: Any, submission: str, *, since: str | None = None, diagnose: bool = False
+    ) -> Iterator[bytes]:
+        """What a job has said up to now, piece by piece; `since` is a time."""
+        for entry in self._entries(run, submission, since, diagnose):
+            yield base64.b64decode(entry["message"])
+
+    def followed(
+        self, run: Any, submission: str, *, since: str | None = None, diagnose: bool = False
+    ) -> Iterator[bytes]:
+        """The same until the job is over and all was read."""
         while True:
-            is_over = not follow or self.run(name)["status"] in FINISHED
-            page = self.call(
+            # First: what is said between two questions must not be missed.
+            is_over = _is_over(self.look("runs/get", id=run["id"]), submission)
+            for entry in self._entries(run, submission, since, diagnose):
+                since = entry["timestamp"]
+                yield base64.b64decode(entry["message"])
+            if is_over:
+                return
+            time.sleep(LOOK_S)
+
+    def _entries(
+        self, run: Any, submission: str, since: str | None, diagnose: bool
+    ) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self.look(
                 "logs/poll",
-                run_name=name,
+                run_name=run["run_spec"]["run_name"],
                 job_submission_id=submission,
-                start_time=after,
+                start_time=since,
                 next_token=token,
-                limit=1000,
+                limit=PAGE,
                 diagnose=diagnose,
             )
-            for entry in page["logs"]:
-                after = entry["timestamp"]
-                yield base64.b64decode(entry["message"])
+            yield from page["logs"]
             token = page["next_token"]
-            if token is None and not page["logs"]:
-                if is_over:
-                    return
-                time.sleep(LOOK_S)
+            if token is None:
+                return
 
 
 def refusal(status: int, told: Any) -> CasemateError:
@@ -112,6 +157,8 @@ def refusal(status: int, told: Any) -> CasemateError:
     if status == 422 and isinstance(detail, list):
         rows = [(".".join(str(step) for step in each["loc"][1:]), each["msg"]) for each in detail]
         return Invalid("; ".join(f"{name}: {said}" if name else said for name, said in rows))
+    if status >= 500:
+        return Unavailable(f"the server failed with status {status}; it may do so once only")
     row = detail[0] if isinstance(detail, list) and detail else detail
     text = str(row.get("msg", row) if isinstance(row, dict) else row or f"status {status}")
     code = row.get("code") if isinstance(row, dict) else None
@@ -120,23 +167,38 @@ def refusal(status: int, told: Any) -> CasemateError:
     return Forbidden(text) if status in (401, 403) else CasemateError(text)
 
 
-def last_submission(run: Any, job_num: int = 0, replica: int | None = None) -> Any:
-    """The last submission of a job of a run: of any running replica where none is named; NotFound without it."""
+def job_of(run: Any, job_num: int = 0, replica: int | None = None) -> Any:
+    """A job of a run: of any running replica where none is named; NotFound without it."""
     jobs = [
         job
         for job in run["jobs"]
         if job["job_spec"]["job_num"] == job_num
-        and (replica is None or job["job_spec"]["replica_num"] == replica)
+        and replica in (None, job["job_spec"]["replica_num"])
     ]
     if not jobs:
-        raise NotFound(f"the run has no job {job_num}" + (f" of replica {replica}" if replica else ""))
-    running = [job for job in jobs if job["job_submissions"][-1]["status"] == "running"]
-    return (running or jobs)[0]["job_submissions"][-1]
+        where = "" if replica is None else f" in replica {replica}"
+        raise NotFound(f"the run has no job {job_num}{where}")
+    return next((job for job in jobs if last_of(job)["status"] == "running"), jobs[0])
 
 
-def exit_code(run: Any) -> int:
-    """What a command that saw a run to its end ends with: the job's own code, or 1 for one that has none."""
+def last_of(job: Any) -> Any:
+    """The last submission of a job."""
+    return job["job_submissions"][-1]
+
+
+def _is_over(run: Any, submission: str) -> bool:
+    statuses = [
+        each["status"]
+        for job in run["jobs"]
+        for each in job["job_submissions"]
+        if each["id"] == submission
+    ]
+    return run["status"] in FINISHED or any(each in JOB_FINISHED for each in statuses)
+
+
+def exit_code(run: Any, job_num: int = 0, replica: int | None = None) -> int:
+    """What a command that saw a run to its end ends with: the code of a job, or 1 for one that has none."""
     if run["status"] == "done":
         return 0
-    submission = run.get("latest_job_submission") or {}
-    return submission.get("exit_status") or 1
+    ended = last_of(job_of(run, job_num, replica))
+    return 0 if ended["status"] == "done" else ended.get("exit_status") or 1

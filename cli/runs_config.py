@@ -7,6 +7,7 @@ is written.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,13 @@ class Entry:
     url: str
     token: str = field(repr=False)
     default: bool = False
+
+    def __post_init__(self) -> None:
+        # They go into a header and a path as they are.
+        if not re.fullmatch(r"[!-~]+", self.token):
+            raise Invalid.field("token", "must have no spaces and only letters, digits and signs")
+        if not self.name:
+            raise Invalid.field("name", "must not be empty")
 
 
 def folder() -> Path:
@@ -100,7 +108,8 @@ def _read(path: Path) -> list[Entry]:
 
 
 def _entry(given: dict[str, Any]) -> Entry:
-    return Entry(given["name"], given["url"].rstrip("/"), given["token"], bool(given.get("default")))
+    name, url, token = (str(given[key]) for key in ("name", "url", "token"))
+    return Entry(name, url.rstrip("/"), token, bool(given.get("default")))
 
 
 def _write(all_: Sequence[Entry]) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import click
 
-from cli.terminal import plain, print_table
+from cli.terminal import plain, print_table, shown
+from core.errors import Invalid
 
 Row = tuple[str, ...]
 RUNS: Row = ("NAME", "BACKEND", "RESOURCES", "PRICE", "STATUS", "SUBMITTED")
@@ -85,33 +88,50 @@ def status(run: Any) -> str:
 
 
 def run_rows(runs: Iterable[Any], *, verbose: bool = False) -> list[Row]:
-    """The rows of a table of runs; with `verbose` also each job's reason of its end."""
+    """The rows of a table of runs, those of several jobs each with its jobs below.
+
+    With `verbose` times are whole, and each end has its reason.
+    """
     rows: list[Row] = []
     for run in runs:
-        submission = run.get("latest_job_submission") or {}
-        provisioning = submission.get("job_provisioning_data")
-        where, what, cost = "", "", ""
-        if provisioning:
-            where = backend(provisioning["backend"], provisioning["region"])
-            what = resources(provisioning["instance_type"]["resources"])
-            cost = price(provisioning["price"])
-        said = status(run)
-        if verbose and submission.get("termination_reason_message"):
-            said += f": {submission['termination_reason_message']}"
-        rows.append((run["run_spec"]["run_name"], where, what, cost, said, ago(run["submitted_at"])))
+        last = run.get("latest_job_submission") or {}
+        rows.append(_row(run["run_spec"]["run_name"], run, last, status(run), verbose=verbose))
+        jobs = run["jobs"] if len(run["jobs"]) > 1 else []
+        for job in jobs:
+            spec, last = job["job_spec"], job["job_submissions"][-1]
+            name = f"  replica={spec['replica_num']} job={spec['job_num']}"
+            said = str(last.get("status_message") or last["status"])
+            rows.append(_row(name, last, last, said, verbose=verbose))
     return rows
 
 
-def fleet_rows(fleets: Iterable[Any]) -> list[Row]:
-    """The rows of a table of fleets, each with its instances below."""
+def _row(name: str, of: Any, submission: Any, said: str, *, verbose: bool) -> Row:
+    where, what, cost = "", "", ""
+    if data := submission.get("job_provisioning_data"):
+        where = backend(data["backend"], data["region"])
+        what, cost = resources(data["instance_type"]["resources"]), price(data["price"])
+    reason = submission.get("termination_reason_message")
+    said += f": {reason}" if verbose and reason else ""
+    when = here if verbose else ago
+    return (name, where, what, cost, said, when(of["submitted_at"]))
+
+
+def fleet_rows(fleets: Iterable[Any], *, verbose: bool = False) -> list[Row]:
+    """The rows of a table of fleets, each with its instances below; with `verbose` whole times and reasons."""
     rows: list[Row] = []
+    when = here if verbose else ago
     for fleet in fleets:
-        rows.append((fleet["name"], "", "", "", "", fleet["status"], ago(fleet["created_at"])))
+        said = fleet["status"]
+        if verbose and fleet.get("status_message"):
+            said += f": {fleet['status_message']}"
+        rows.append((fleet["name"], "", "", "", "", said, when(fleet["created_at"])))
         for each in fleet["instances"]:
-            kind = each.get("instance_type")
+            kind, said = each.get("instance_type"), each["status"]
             where = backend(each["backend"], each.get("region")) if each.get("backend") else ""
             what = resources(kind["resources"]) if kind else ""
-            cells = (where, what, price(each.get("price")), each["status"], ago(each["created"]))
+            if verbose and each.get("termination_reason_message"):
+                said += f": {each['termination_reason_message']}"
+            cells = (where, what, price(each.get("price")), said, when(each["created"]))
             rows.append(("", str(each["instance_num"]), *cells))
     return rows
 
@@ -149,13 +169,21 @@ class Live:
         self._last = ""
         self._is_terminal = sys.stderr.isatty()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def show(self, text: str) -> None:
         """Shows another text."""
-        text = plain(text)
+        text = plain(text)[: shutil.get_terminal_size().columns - 1 if self._is_terminal else None]
         if text == self._last:
             return
         self._last = text
-        click.echo(f"\r\x1b[K{text}" if self._is_terminal else text, err=True, nl=not self._is_terminal)
+        click.echo(
+            f"\r\x1b[K{text}" if self._is_terminal else text, err=True, nl=not self._is_terminal
+        )
 
     def end(self) -> None:
         """Takes the line away."""
@@ -165,5 +193,28 @@ class Live:
 
 
 def confirm(question: str) -> bool:
-    """Asks on the terminal, or reads one line of what is piped in; Abort without either."""
-    return click.confirm(question, prompt_suffix=" [y/n]: ", show_default=False)
+    """Asks whoever is there, or reads the answer from what is piped in; Invalid when nobody answers."""
+    while True:
+        click.echo(f"{plain(question)} [y/n]: ", nl=False, err=True)
+        answer = sys.stdin.readline()
+        if not (answer and sys.stdin.isatty()):
+            click.echo(err=True)
+        if not answer:
+            raise Invalid("nobody is there to answer; -y answers yes")
+        if answer.strip().lower() in ("y", "yes"):
+            return True
+        if answer.strip().lower() in ("n", "no"):
+            return False
+
+
+def write(pieces: Iterable[bytes]) -> None:
+    """Writes a job's output: to a terminal without what would command it, elsewhere byte by byte."""
+    if not sys.stdout.isatty():
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    keep_colour = "NO_COLOR" not in os.environ
+    for text in shown(map(decoder.decode, pieces), keep_colour=keep_colour):
+        click.echo(text, nl=False, color=keep_colour)

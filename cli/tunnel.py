@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from core import files, proc
 from core.errors import Conflict, Invalid, Unavailable
 
 CONNECT_S = 30.0
-LOOK_S = 0.1
-AGAIN_S = 1.0
+LOOK_S = 0.2
 STOP_S = 2.0
 # In a container of dstack's own instances.
 CONTAINER_SSH_PORT = 10022
@@ -47,13 +47,34 @@ class Forward:
         return cls(0 if local == "*" else int(local), int(match["remote"]))
 
 
-def forwards(job_spec: Any, wished: Sequence[str]) -> list[Forward]:
-    """The ports to forward: those that the run declares, at other places where it is wished."""
-    declared = {
-        each["port"]: Forward(each.get("map_to_port") or each["port"], each["port"])
-        for each in job_spec.get("app_specs") or []
-    }
-    return list((declared | {each.remote: each for each in map(Forward.parse, wished)}).values())
+@dataclass(frozen=True)
+class Wish:
+    """How somebody wants to be connected: ports at other places than declared, the address, the key."""
+
+    ports: Sequence[Forward] = ()
+    bind: str = "localhost"
+    identity: Path | None = None
+
+    @classmethod
+    def of(cls, ports: Sequence[str], bind: str, identity: Path | None) -> Wish:
+        """What a command line says."""
+        return cls(tuple(map(Forward.parse, ports)), bind, identity)
+
+    def forwards(self, job_spec: Any) -> list[Forward]:
+        """The ports to forward: those that a job declares, at other places where it is wished."""
+        declared = [
+            Forward(each.get("map_to_port") or 0, each["port"])
+            for each in job_spec.get("app_specs") or []
+        ]
+        if port := job_spec.get("service_port"):
+            declared.append(Forward(0, port))
+        return list({each.remote: each for each in (*declared, *self.ports)}.values())
+
+    def check_free(self, job_spec: Any) -> None:
+        """Conflict when a port that a job would have here is taken."""
+        for each in self.forwards(job_spec):
+            if each.local:
+                _check_free(self.bind, each)
 
 
 @dataclass(frozen=True)
@@ -61,12 +82,23 @@ class Tunnel:
     """An open connection."""
 
     host: str
+    bind: str
     ports: Mapping[int, int]  # of the job -> of this machine
+    process: proc.Started
+
+    def is_open(self) -> bool:
+        """Whether it still stands."""
+        return self.process.poll() is None
+
+
+def never() -> bool:
+    """Nobody gives up before the time is over."""
+    return False
 
 
 @contextlib.contextmanager
 def opened(
-    api: Api, run: Any, job: Any, ports: Sequence[Forward], *, bind: str, identity: Path | None
+    api: Api, run: Any, job: Any, wish: Wish, *, is_given_up: Callable[[], bool] = never
 ) -> Iterator[Tunnel]:
     """Connects to a job for as long as the block lasts.
 
@@ -75,18 +107,21 @@ def opened(
     host = run["run_spec"]["run_name"]
     if job["job_spec"]["job_num"] or job["job_spec"]["replica_num"]:
         host = job["job_spec"]["job_name"]
-    key = identity or _key(api, run)
+    key = (wish.identity or _key(api, run)).absolute()
     own = folder() / "ssh"
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _include(own / "config")
     text = host_config(host, job["job_submissions"][-1], job["job_spec"], key)
-    local = {each.remote: each.local or _free_port(bind) for each in ports}
-    for port in local.values():
-        _check_free(bind, port)
+    wish.check_free(job["job_spec"])
+    wanted = wish.forwards(job["job_spec"])
+    local = {each.remote: each.local or _free_port(wish.bind) for each in wanted}
+    _include(own / "config")
     _edit(own / "config", host, text)
     try:
-        with _connected(own, host, bind, local):
-            yield Tunnel(host, local)
+        process = _connected(own, host, _forwarding(wish.bind, local), is_given_up)
+        try:
+            yield Tunnel(host, wish.bind, local, process)
+        finally:
+            proc.stop(process, patience_s=STOP_S)
     finally:
         _edit(own / "config", host, "")
 
@@ -107,21 +142,28 @@ def host_config(host: str, submission: Any, job_spec: Any, key: Path) -> str:
 def _entry(host: str, address: str, port: int, user: str, key: Path, more: str = "") -> str:
     # A server's words, in lines of a file that commands programs.
     for word in (host, address, str(port), user):
-        if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,253}", word):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,252}", word):
             raise Invalid(f"the server names a machine that cannot be one: {word[:60]!r}")
     return (
         f"Host {host}\n    HostName {address}\n    Port {port}\n    User {user}\n"
-        f'    IdentityFile "{key}"\n    IdentitiesOnly yes\n'
+        f"    IdentityFile {_quoted(key)}\n    IdentitiesOnly yes\n"
         # Each VM draws a key of its own, and nobody could know it.
         f"    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n{more}"
     )
+
+
+def _quoted(path: Path) -> str:
+    # ssh_config(5): a percent sign begins a token.
+    return '"' + str(path).replace("%", "%%") + '"'
 
 
 def _key(api: Api, run: Any) -> Path:
     """The caller's own key, fetched; Invalid when the run was submitted with another one."""
     me = api.call("/api/users/get_my_user")
     if run["run_spec"]["ssh_key_pub"] != me["ssh_public_key"]:
-        raise Invalid("the run was submitted with another SSH key; name its file with --ssh-identity")
+        raise Invalid(
+            "the run was submitted with another SSH key; name its file with --ssh-identity"
+        )
     name = hashlib.sha1(api.entry.token.encode(), usedforsecurity=False).hexdigest()[:8]
     path = folder() / "ssh" / name
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,7 +175,7 @@ def _key(api: Api, run: Any) -> Path:
 def _include(config: Path) -> None:
     """Lets a plain `ssh NAME` find what is attached."""
     theirs = Path.home() / ".ssh/config"
-    line = f"Include {config}\n"
+    line = f"Include {_quoted(config)}\n"
     theirs.parent.mkdir(mode=0o700, exist_ok=True)
     text = theirs.read_text() if theirs.exists() else ""
     if line not in text:
@@ -150,57 +192,72 @@ def _edit(config: Path, host: str, text: str) -> None:
 
 
 def _free_port(bind: str) -> int:
-    with socket.create_server((bind, 0)) as probe:
+    with _listening(bind, 0) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
-def _check_free(bind: str, port: int) -> None:
+def _check_free(bind: str, wanted: Forward) -> None:
     try:
-        with socket.create_server((bind, port)):
+        with _listening(bind, wanted.local):
             return
-    except OSError:
+    except OSError as error:
         raise Conflict(
-            f"port {port} of this machine is in use; take another one with -p LOCAL:{port}"
+            f"port {wanted.local} of {bind} cannot be had ({error.strerror}); "
+            f"another one can: -p {wanted.local % 65535 + 1}:{wanted.remote}"
         ) from None
 
 
-@contextlib.contextmanager
-def _connected(own: Path, host: str, bind: str, local: Mapping[int, int]) -> Iterator[None]:
-    log = own / f"{host}.log"
-    log.unlink(missing_ok=True)
-    argv = ["ssh", "-F", str(own / "config"), "-N", "-o", "ExitOnForwardFailure=yes"]
-    # Says when it is there: a command that runs on this machine once the connection stands.
-    ready = own / f"{host}.ready"
-    ready.unlink(missing_ok=True)
-    argv += ["-o", "PermitLocalCommand=yes", "-o", f'LocalCommand=touch "{ready}"']
-    argv += ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=15"]
-    for remote, port in local.items():
-        argv += ["-L", f"{bind}:{port}:localhost:{remote}"]
-    process = _start(argv, host, log, ready)
-    try:
-        yield
-    finally:
-        proc.stop(process, patience_s=STOP_S)
-        ready.unlink(missing_ok=True)
+def _listening(bind: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family)
 
 
-def _start(argv: list[str], host: str, log: Path, ready: Path) -> proc.Started:
+def _forwarding(bind: str, local: Mapping[int, int]) -> list[str]:
+    address = f"[{bind}]" if ":" in bind else bind
+    return [
+        word
+        for remote, port in local.items()
+        for word in ("-L", f"{address}:{port}:localhost:{remote}")
+    ]
+
+
+def _connected(
+    own: Path, host: str, forwarding: Sequence[str], is_given_up: Callable[[], bool]
+) -> proc.Started:
+    """The program that holds a connection, as soon as it stands; it is tried again until time is over."""
+    # Says when it is there: a command of this machine that ssh runs once all stands.
+    ready, log = own / f"{host}.{os.getpid()}.ready", own / f"{host}.{os.getpid()}.log"
+    options = {
+        "BatchMode": "yes", "ExitOnForwardFailure": "yes", "ServerAliveInterval": "15",
+        "PermitLocalCommand": "yes", "LocalCommand": f"touch {_quoted(ready)}",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    argv = ["ssh", "-F", str(own / "config"), "-N", *words, *forwarding, host]
     deadline = time.monotonic() + CONNECT_S
-    while True:
-        try:
-            process = proc.start([*argv, host], log=log)
-        except FileNotFoundError:
-            raise Unavailable("ssh is not installed on this machine") from None
-        while process.poll() is None and time.monotonic() < deadline:
-            if ready.exists():
+    try:
+        while True:
+            try:
+                process = proc.start(argv, log=log)
+            except FileNotFoundError:
+                raise Unavailable("ssh is not installed on this machine") from None
+            if _stands(process, ready, lambda: time.monotonic() > deadline or is_given_up()):
                 return process
+            proc.stop(process, patience_s=STOP_S)
+            if time.monotonic() > deadline or is_given_up():
+                said = log.read_text(errors="replace").strip().splitlines()
+                raise Unavailable(
+                    f"no SSH connection to {host}: {said[-1] if said else 'no answer'}"
+                )
             time.sleep(LOOK_S)
-        proc.stop(process, patience_s=STOP_S)
-        if time.monotonic() >= deadline:
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise Unavailable(
-                f"no SSH connection to {host}: {said[-1] if said else 'no answer'} "
-                "(a host with `[runs] ssh = false` has no SSH server in its VMs)"
-            )
-        time.sleep(AGAIN_S)
+    finally:
+        for path in (ready, log):
+            path.unlink(missing_ok=True)
+
+
+def _stands(process: proc.Started, ready: Path, is_over: Callable[[], bool]) -> bool:
+    while process.poll() is None and not is_over():
+        if ready.exists():
+            return True
+        time.sleep(LOOK_S)
+    return False

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from core import config_apps, config_runs
+from core import config_apps, config_runs, config_secretvm
 from core.config_apps import AppsConfig
 from core.config_runs import OffersConfig, RunsConfig
 from core.config_secretvm import BillingConfig, ClusterConfig, SecretVmConfig
@@ -335,6 +335,8 @@ def check(config: Config) -> Config:
     _check_words(config)
     config_apps.check(config.apps, is_web_address)
     config_runs.check(config.runs, config.offers)
+    config_secretvm.check_sizes(config.secretvm.vm_types)
+    config_secretvm.check_cluster(config.cluster)
     return config
 
 
@@ -426,6 +428,8 @@ def _check_numbers(config: Config) -> None:
         ("key_provider.port", config.key_provider.port, 1, 65535),
         ("server.workers", config.server.workers, 1, 1000),
         ("server.threads", config.server.threads, 1, 10_000),
+        ("secretvm.creates_per_minute", config.secretvm.creates_per_minute, 1, 1_000_000),
+        ("secretvm.coin_price_interval_s", config.secretvm.coin_price_interval_s, 1, 86400),
     ):
         if not least <= value <= most:
             raise Invalid.field(key, f"must be between {least} and {most}")
@@ -441,6 +445,7 @@ def _check_urls(config: Config) -> None:
         ("cvm.nvidia_attestation_proxy_url", (cvm.nvidia_attestation_proxy_url,)),
         ("attestation.pccs_url", (config.attestation.pccs_url,)),
         ("attestation.kds_url", (config.attestation.kds_url,)),
+        ("secretvm.coin_price_url", (config.secretvm.coin_price_url,)),
     ):
         for url in filter(None, urls):
             if not is_web_address(url):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
+
+from core.errors import Invalid
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,26 @@ class BillingConfig:
 
     enabled: bool = False
     credit: float = 0.0  # US dollars that a project without a balance of its own starts with
+
+
+def check_sizes(sizes: tuple[VmTypeConfig, ...]) -> None:
+    """Invalid unless the sizes can be told apart and a VM can be made of each."""
+    names = [each.id for each in sizes]
+    for index, size in enumerate(sizes):
+        where = f"secretvm.vm_types[{index}]"
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", size.id) or names.count(size.id) > 1:
+            raise Invalid.field(f"{where}.id", "must be 1 to 64 letters, digits, _ . - and its own")
+        if min(size.cpu, size.ram, size.disk) < 1:
+            raise Invalid.field(where, "needs cpu, ram and disk (GB) of at least 1")
+        if not 0 <= size.price_per_hour < 1e6:
+            raise Invalid.field(f"{where}.price_per_hour", "must be US dollars, not less than 0")
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    """Invalid unless fronts can listen there."""
+    try:
+        ipaddress.ip_address(cluster.address)
+    except ValueError:
+        raise Invalid.field("cluster.address", "must be an IP address") from None
+    if len(cluster.ports) != 2 or not 1 <= cluster.ports[0] <= cluster.ports[1] <= 65535:
+        raise Invalid.field("cluster.ports", "must be the first and the last port: [20000, 20999]")

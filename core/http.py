@@ -110,8 +110,7 @@ class Peer:
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
                 raise UpstreamTimeout(f"{self.name} did not answer within {within_s:g} s") from None
-            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise Upstream(f"{self.name} cannot be reached: {why}") from None
+            raise Upstream(f"{self.name} cannot be reached: {_why(error)}") from None
 
     @contextlib.contextmanager
     def _connection(self, deadline: float) -> Iterator[http.client.HTTPConnection]:
@@ -148,6 +147,14 @@ def post_json(
     if not isinstance(answer, dict):
         raise Upstream(f"{peer.name} did not answer with a JSON object")
     return answer
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "its answer was cut short"
+    if isinstance(error, http.client.HTTPException):
+        return "it does not speak HTTP"  # the error's own text is whatever it sent instead
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _port(parts: SplitResult) -> int:

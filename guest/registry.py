@@ -60,8 +60,8 @@ def put_docker_files(user_config: bytes, expected: bytes, work: Path) -> None:
         raise Invalid("the docker files are not those whose hash the app-compose names")
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-            for member in _checked(tar, work):
-                tar.extract(member, work, filter="data")
+            for path, member in _checked(tar, work):
+                _put(tar, member, path)
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise Invalid(f"the docker files cannot be unpacked: {error}") from None
 
@@ -77,16 +77,39 @@ def _docker_files(user_config: bytes) -> bytes:
     return raw
 
 
-def _checked(tar: tarfile.TarFile, work: Path) -> list[tarfile.TarInfo]:
-    """The members to unpack; Invalid when one would replace what is there already."""
+def _checked(tar: tarfile.TarFile, work: Path) -> list[tuple[Path, tarfile.TarInfo]]:
+    """The members and where they go; Invalid for one that is no file or folder in the work folder, or is there.
+
+    Links are refused: no path that is made here leads anywhere else.
+    """
     there = {path.name for path in work.iterdir()}
-    found: list[tarfile.TarInfo] = []
+    found: list[tuple[Path, tarfile.TarInfo]] = []
     for member in tar:
+        parts = PurePosixPath(member.name).parts
         if len(found) >= MAX_MEMBERS:
             raise Invalid(f"the docker files are more than {MAX_MEMBERS}")
-        if not (parts := PurePosixPath(member.name).parts):
-            continue  # the folder itself
-        if parts[0] in there:
+        if not (member.isfile() or member.isdir()):
+            raise Invalid(f"the docker files hold {member.name[:100]}, which is no file or folder")
+        if member.name.startswith("/") or ".." in parts:
+            raise Invalid(
+                f"the docker files hold {member.name[:100]}, which leads out of its folder"
+            )
+        if parts and parts[0] in there:
             raise Invalid(f"the docker files would replace {parts[0]}")
-        found.append(member)
+        if parts:  # else the folder itself
+            found.append((work.joinpath(*parts), member))
     return found
+
+
+def _put(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    content = tar.extractfile(member)
+    assert content is not None  # it is a file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.read())
+    except OSError as error:
+        raise Invalid(f"the docker files cannot be unpacked: {error}") from None
+    path.chmod(0o755 if member.mode & 0o100 else 0o644)

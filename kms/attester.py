@@ -32,6 +32,7 @@ MAX_ANSWER = 21 * 1024 * 1024
 SEED = "seed"
 ROOT_CA = "tee-root-ca.pem"
 COLLATERAL = "tee-collateral.json"
+COLLATERAL_S = 6 * 3600.0
 # What a simulated KMS says it is; the real one is the app that its VM boots.
 _SIMULATED_APP = hashlib.sha256(b"casemate kms, simulated").digest()
 SIMULATED_IMAGE = hashlib.sha256(b"image of a simulated casemate kms").digest()
@@ -84,10 +85,12 @@ class Simulated:
         self._events = (*boot_events(), *_runtime_events(hashlib.sha256(seed).digest()[:20]))
         self._rtmrs = tuple(eventlog.replay(self._events, imr) for imr in range(4))
         files.write_atomic(folder / ROOT_CA, self._platform.root_ca_pem, 0o644)
-        files.write_atomic(folder / COLLATERAL, self._collateral(), 0o644)
+        self._collateral_file = folder / COLLATERAL
+        files.write_atomic(self._collateral_file, self._collateral(), 0o644)
 
     def attestation(self, report_data: bytes) -> Attestation:
         """Evidence in the real layout under the simulated root."""
+        self._renew_collateral()
         quote = self._platform.quote(report_data, mrtd=self._mrtd, rtmrs=self._rtmrs)
         runtime = tuple(event for event in self._events if event.is_runtime)
         config = json.dumps({"os_image_hash": SIMULATED_IMAGE.hex()})
@@ -102,6 +105,11 @@ class Simulated:
             tdx_root=self._platform.root_ca_der,
             check_image=False,
         )
+
+    def _renew_collateral(self) -> None:
+        # It is valid for days, and a KMS runs for years.
+        if time.time() - self._collateral_file.stat().st_mtime > COLLATERAL_S:
+            files.write_atomic(self._collateral_file, self._collateral(), 0o644)
 
     def _collateral(self) -> str:
         return self._platform.collateral_json(int(time.time()))

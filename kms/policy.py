@@ -41,7 +41,7 @@ class PolicyFile:
         document = read(self._path)
         chain_id = document.get("chainId", 0)
         return Policy(
-            gateway_app_id=str(document.get("gatewayAppId", "")),
+            gateway_app_id=str(document.get("gatewayAppId") or ""),
             kms_contract=str(document.get("kmsContractAddr", "")),
             chain_id=chain_id if isinstance(chain_id, int) else 0,
             app_implementation=str(document.get("appImplementation", "")),
@@ -54,7 +54,7 @@ class PolicyFile:
             logger.error("the policy file cannot be used, so nothing is allowed: %s", error)
             return Decision(False, "the policy file cannot be read")
         reason = why_not(document)
-        return Decision(not reason, reason, str(document.get("gatewayAppId", "")))
+        return Decision(not reason, reason, str(document.get("gatewayAppId") or ""))
 
 
 def _has(listed: list[str], value: bytes) -> bool:

@@ -124,3 +124,19 @@ class ClusterCount(Base):
     )
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     value: Mapped[int] = mapped_column(BigInteger)
+
+
+class ClusterSlot(Base):
+    """What went through a cluster's front in one stretch of time; kept for an hour, for its chart."""
+
+    __tablename__ = "cluster_slots"
+
+    cluster_id: Mapped[str] = mapped_column(
+        ForeignKey("clusters.id", ondelete="CASCADE"), primary_key=True
+    )
+    # When it began.
+    at_ms: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    requests: Mapped[int]
+    # Those that were answered, and what all their answers took.
+    answered: Mapped[int]
+    milliseconds: Mapped[int] = mapped_column(BigInteger)

@@ -34,8 +34,12 @@ class Fleet(Base):
     created_us: Mapped[int]
 
     project: Mapped[Project] = relationship(lazy="joined", innerjoin=True)
+    # Those that are not gone: the records of the others stay for the timeline.
     instances: Mapped[list[Instance]] = relationship(
-        order_by="Instance.num", lazy="selectin", back_populates="fleet"
+        primaryjoin="and_(Fleet.id == Instance.fleet_id, Instance.finished_us.is_(None))",
+        order_by="Instance.num",
+        lazy="selectin",
+        viewonly=True,
     )
 
 
@@ -74,5 +78,5 @@ class Instance(Base):
     idle_since_us: Mapped[int | None]
     finished_us: Mapped[int | None]
 
-    fleet: Mapped[Fleet] = relationship(back_populates="instances", lazy="joined", innerjoin=True)
+    fleet: Mapped[Fleet] = relationship(lazy="joined", innerjoin=True)
     user: Mapped[User | None] = relationship()

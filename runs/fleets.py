@@ -101,7 +101,7 @@ class Fleets:
             else:
                 raise Invalid("name or id must be specified")
             if row is None:
-                raise refusals.missing("Fleet")
+                raise refusals.missing("Resource")
             return description.fleet(row)
 
     def of_project(self, caller: Caller, project_name: str) -> list[Answer]:
@@ -166,7 +166,7 @@ class Fleets:
             project = access.project(session, caller, project_name)
             row = records.fleet_named(session, project, name)
             if row is None:
-                raise refusals.missing("Fleet")
+                raise refusals.missing("Resource")
             chosen = [each for each in records.live(row) if each.num in set(nums)]
             if any(each.status == Status.BUSY for each in chosen) or _is_awaited(session, chosen):
                 raise refusals.refused(f"Failed to delete fleet {name} instances. They are in use.")

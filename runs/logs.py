@@ -65,7 +65,7 @@ class Log:
         output = self._open()
         for start in range(0, len(data), RECORD_MAX):
             piece = data[start : start + RECORD_MAX]
-            moment = moment_us or now_us()
+            moment = now_us() if moment_us is None else moment_us
             offset = output.tell()
             if offset - self._marked >= INDEX_EVERY:
                 self._mark(moment, offset)

@@ -25,8 +25,11 @@ def service(project_name: str, run_name: str, path: str) -> Any:
     extensions = current_app.extensions
     way = proxy.Proxy(extensions["runs"].database, extensions["vms"], extensions["accounts"])
     shown = Credentials.of(request.headers.get("Authorization", ""))
-    endpoint = way.find(project_name, run_name, shown)
-    places: BoundedSemaphore = extensions["stream_places"]
+    return _streamed(way.find(project_name, run_name, shown), extensions["stream_places"])
+
+
+def _streamed(endpoint: proxy.Endpoint, places: BoundedSemaphore) -> Response:
+    # A stream holds a thread for as long as it likes: other calls keep the rest of them.
     if not places.acquire(blocking=False):
         raise Unavailable("too many answers are being streamed; try again later")
     try:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Update, select, update
+from sqlalchemy import Update, func, select, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -26,6 +26,9 @@ _KINDS: dict[type[Run | RunJob | Instance | Fleet], Kind] = {
     Instance: Kind.INSTANCE,
     Fleet: Kind.FLEET,
 }
+
+# Why an instance ends that did what it should.
+ENDED_WELL = ("idle_timeout", "replaced", "terminated_by_user", "fleet_deleted")
 
 
 def new_id() -> str:
@@ -296,7 +299,16 @@ def add_instance(
     )
     session.add(instance)
     session.flush()
+    session.refresh(fleet, ["instances"])
     return instance
+
+
+def last_failure(session: Session, fleet: Fleet) -> int:
+    """When an instance of a fleet last ended otherwise than it should, in microseconds; 0: never."""
+    asked = select(func.max(Instance.finished_us)).where(
+        Instance.fleet_id == fleet.id, Instance.termination_reason.not_in(ENDED_WELL)
+    )
+    return session.scalar(asked) or 0
 
 
 def job_with_run(session: Session, job_id: str) -> RunJob | None:

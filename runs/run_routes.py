@@ -129,7 +129,7 @@ WRITES = {
 
 
 def _declare(path: str, view: Any) -> None:
-    endpoint = path.replace("project/<project_name>/", "of_project/").replace("/", "_")
+    endpoint = path.translate(str.maketrans("/", "_", "<>"))
     absent.add_url_rule(f"/api/{path}", endpoint, view, methods=["POST"])
 
 
@@ -140,12 +140,16 @@ def list_nothing(_: dict[str, Any], project_name: str | None = None) -> Any:
 
 
 @absent.arguments(schemas.AnyBody)
-def refuse(_: dict[str, Any], project_name: str | None = None) -> Any:
+def refuse(
+    _: dict[str, Any], project_name: str | None = None, backend_name: str | None = None
+) -> Any:
     """Refused: there is none of these here."""
     service().nothing(caller(), project_name)
     raise refusals.unsupported("this part of dstack")
 
 
+for _each in ("config_info", "get_yaml"):
+    _declare(f"project/<project_name>/backends/<backend_name>/{_each}", refuse)
 for _path in LISTS:
     _declare(_path, list_nothing)
 for _what, _verbs in WRITES.items():

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 # How often the database is asked for changes, which costs microseconds, and how often timers are looked at.
 LOOK_S = 0.1
-TIMERS_S = 1.0
+TIMERS_S = 2.0
 # A runner that does not end its job within the grace and this long is given up with its VM.
 GRACE_MARGIN_S = 30
 # An instance that could not be made is not made again at once.
@@ -83,6 +83,8 @@ class Scheduler:
         # What this process has told the executor; after a restart it tells all of it again.
         self.submitted: set[str] = set()
         self.stopped: dict[str, int | None] = {}
+        # Jobs whose guest has the order; whatever an earlier process submitted may be one.
+        self.begun: set[str] = set()
         self.forgotten: set[str] = set()
         self.logs: dict[str, Log] = {}
         self.quotas: dict[str, Quota] = {}
@@ -96,6 +98,8 @@ class Scheduler:
         """Takes up whatever is in the rows."""
         with self.database.reading() as session:
             known = [each.vm_id for each in records.live_instances(session) if each.vm_id]
+            for run in records.unfinished_runs(session):
+                self.begun |= {job.id for job in run.jobs}
         for vm_id in known:
             self.executor.watch(vm_id)
         self.thread.start()
@@ -129,11 +133,11 @@ class Scheduler:
     def tick(self) -> None:
         """One round over all that is not finished."""
         with self.database.reading() as session:
-            runs = [(run.id, run.status) for run in records.unfinished_runs(session)]
+            runs = [run.id for run in records.unfinished_runs(session) if self._asks(run)]
             instances = [(each.id, each.status) for each in records.live_instances(session)]
             fleets = [fleet.id for fleet in records.present_fleets(session)]
-        for run_id, status in runs:
-            self._tend_run(run_id, status)
+        for run_id in runs:
+            self._tend_run(run_id)
         for fleet_id in fleets:
             self._tend_fleet(fleet_id)
         for instance_id, status in instances:
@@ -141,7 +145,17 @@ class Scheduler:
 
     # Runs --------------------------------------------------------------------------------------
 
-    def _tend_run(self, run_id: str, status: str) -> None:
+    def _asks(self, run: Run) -> bool:
+        """Whether a run may want something; one that just runs does not."""
+        jobs = records.latest_jobs(run)
+        return run.status != Status.RUNNING or any(
+            job.status != Status.RUNNING
+            or job.id not in self.submitted
+            or job.spec["max_duration"] is not None
+            for job in jobs
+        )
+
+    def _tend_run(self, run_id: str) -> None:
         """Places, submits, stops and times the jobs of a run."""
         orders: list[Callable[[], None]] = []
         with self.database.writing() as session:
@@ -180,8 +194,7 @@ class Scheduler:
     def _submit(
         self, session: Session, run: Run, job: RunJob, vm_id: str, orders: list[Callable[[], None]]
     ) -> None:
-        never_began = job.status == Status.TERMINATING and job.running_us is None
-        if never_began:
+        if job.status == Status.TERMINATING and job.id not in self.begun:
             return
         order = order_of(session, run, job, self._log(job.id).length())
         if job.provisioning is not None and job.provisioning["ssh_port"] is None:
@@ -198,7 +211,7 @@ class Scheduler:
     ) -> None:
         """Asks the guest to end a job, once; a job that never began ends here, one that does not end is given up."""
         grace = _grace(job)
-        if vm_id is None or job.id not in self.submitted:
+        if vm_id is None or job.id not in self.submitted or job.id not in self.begun:
             self._end(session, job, orders)
             return
         if job.id not in self.stopped or (self.stopped[job.id] != 0 and grace == 0):
@@ -218,6 +231,7 @@ class Scheduler:
         if instance is not None and instance.vm_id is not None and job_id in self.submitted:
             self.executor.release(instance.vm_id, job_id)
         self.submitted.discard(job_id)
+        self.begun.discard(job_id)
         self.stopped.pop(job_id, None)
         self.quotas.pop(job_id, None)
         if log := self.logs.pop(job_id, None):
@@ -264,7 +278,8 @@ class Scheduler:
                 return
             least = fleet.spec["configuration"]["nodes"]["min"]
             fitting = fleet_sizes(fleet.spec, self.sizes)
-            if fitting and len(live) < least and not _failed_lately(fleet):
+            rested = now_us() - records.last_failure(session, fleet) > BACKOFF_US
+            if fitting and len(live) < least and rested:
                 instance = placement.new_instance(session, fleet, fitting[0])
                 records.tell_instance(
                     session, "Instance created. Instance status: PENDING", instance, None
@@ -438,6 +453,7 @@ class Scheduler:
         self, submission_id: str, stage: Stage, exit_status: int | None, message: str
     ) -> None:
         """A job came to a stage."""
+        self.begun.add(submission_id)
         with self.database.writing() as session:
             job = records.job_with_run(session, submission_id)
             if job is None or lifecycle.is_finished(Kind.JOB, job.status):
@@ -617,14 +633,3 @@ def _idle_limit(instance: Instance) -> int:
         return instance.idle_duration_s
     of_fleet = planner.merged(instance.fleet.spec)["idle_duration"]
     return planner.FLEET_IDLE_S if of_fleet is None else int(of_fleet)
-
-
-def _failed_lately(fleet: Fleet) -> bool:
-    failures = [
-        each.finished_us
-        for each in fleet.instances
-        if each.finished_us is not None
-        and each.termination_reason
-        in (Reason.CREATING_CONTAINER_ERROR, Reason.NO_CAPACITY, Reason.INSTANCE_UNREACHABLE)
-    ]
-    return any(now_us() - each < BACKOFF_US for each in failures)

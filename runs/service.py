@@ -68,6 +68,15 @@ class LogQuery:
 
 
 @dataclass(frozen=True)
+class Output:
+    """Some bytes that a job said; `end` is where to go on, `is_over`: there is nothing more, nor will be."""
+
+    data: bytes
+    end: int
+    is_over: bool
+
+
+@dataclass(frozen=True)
 class Runs:
     """The runs of one data directory."""
 
@@ -283,6 +292,23 @@ class Runs:
             "external_url": None,
             "next_token": page.token,
         }
+
+    def output(
+        self, caller: Caller, project_name: str, submission_id: str, after: int, limit: int = 1000
+    ) -> Output:
+        """What a job said behind a place in its log, 0 for its beginning."""
+        with self.database.reading() as session:
+            project = access.project(session, caller, project_name)
+            asked = select(RunJob.status).join(RunJob.run)
+            status = session.scalar(
+                asked.where(RunJob.id == submission_id, Run.project_id == project.id)
+            )
+        if status is None:
+            raise refusals.missing("Job")
+        page = log_of(self.config.data_dir, submission_id).page(limit, token=str(after))
+        end = page.entries[-1].end if page.entries else after
+        is_over = page.token is None and lifecycle.is_finished(Kind.JOB, status)
+        return Output(b"".join(entry.data for entry in page.entries), end, is_over)
 
     def events(self, caller: Caller, query: timeline.Query) -> list[Answer]:
         """The events that match and that the caller may see."""

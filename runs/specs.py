@@ -88,7 +88,8 @@ def several(kind: fields.Field[Any] | type[fields.Field[Any]], **kwargs: Any) ->
 
 def default_of(schema: type[Schema], given: Mapping[str, Any] | None = None) -> Callable[[], Any]:
     """What an absent object is: the schema's own defaults."""
-    return lambda: schema().load(dict(given or {}))
+    known = schema()
+    return lambda: known.load(dict(given or {}))
 
 
 # Resources -------------------------------------------------------------------------------------
@@ -420,10 +421,10 @@ class DevEnvironment(RunConfiguration):
             )
 
 
-KINDS: dict[str, type[RunConfiguration]] = {
-    "dev-environment": DevEnvironment,
-    "task": Task,
-    "service": Service,
+KINDS: dict[str, RunConfiguration] = {
+    "dev-environment": DevEnvironment(),
+    "task": Task(),
+    "service": Service(),
 }
 
 
@@ -446,7 +447,7 @@ class AnyConfiguration(fields.Field[dict[str, Any]]):
             tags = ", ".join(f"'{kind}'" for kind in KINDS)
             raise self.make_error("tag", tag=str(tag)[:40], tags=tags)
         try:
-            return dict(KINDS[tag]().load(value))
+            return dict(KINDS[tag].load(value))
         except ValidationError as error:
             # The place of a fault names the kind, as the clients know it.
             raise ValidationError({tag: error.messages}) from None

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from core import files, proc
 from core.errors import CasemateError, Unavailable
+from models.base import change_watch
 from models.cluster import Cluster, ClusterNode
 from models.port import PortLease
 from models.vm import Vm
@@ -49,8 +50,13 @@ STOP_S = 5.0
 READY_S = 20.0
 ANSWER_S = 5.0
 GRACE_S = 5.0
+UNSERVED = "the balancer does not serve this cluster yet"
 _SCRIPT = Path(__file__).with_name(front.SCRIPT)
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+# HAProxy's counters of a front, by name of its own row or a server's.
+Stat = dict[str, dict[str, str]]
 
 
 def missing() -> str:
@@ -58,6 +64,15 @@ def missing() -> str:
     if shutil.which(PROGRAM) is None:
         return "haproxy is not installed on this host: apt-get install haproxy"
     return ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Why there is no balancer, what is to be served, and who serves it."""
+
+    missing: str
+    fronts: tuple[Front, ...]
+    process: process.Process | None
 
 
 @dataclass(frozen=True)
@@ -88,10 +103,10 @@ class Balancer:
             else:
                 self._end()
 
-    def seen(self) -> object:
+    def seen(self) -> Seen:
         """What settling depends on: equal to an earlier answer when there is nothing to do since."""
         with self.vms.database.reading() as session:
-            return missing(), read_fronts(session), process.find(self.folder)
+            return Seen(missing(), tuple(read_fronts(session)), process.find(self.folder))
 
     def _serve(self, fronts: list[Front]) -> None:
         text = front.render(fronts, _SCRIPT.read_bytes())
@@ -171,22 +186,24 @@ class Balancer:
         """For how long it has served its configuration."""
         return int(self.info().get("Uptime_sec", 0))
 
-    def stats(self) -> dict[str, dict[str, dict[str, str]]]:
+    def stats(self) -> dict[str, Stat]:
         """Of each front the counters of itself (`FRONTEND`, `BACKEND`) and of its servers by name.
 
         Unavailable when HAProxy does not answer.
         """
         told = self._ask("show stat").removeprefix("# ")
-        found: dict[str, dict[str, dict[str, str]]] = {}
+        found: dict[str, Stat] = {}
         for row in csv.DictReader(told.splitlines()):
+            # So marked while the next check is under way.
+            row["check_status"] = row["check_status"].removeprefix("* ")
             found.setdefault(row["pxname"], {})[row["svname"]] = row
         return found
 
-    def stat(self, front_id: str) -> dict[str, dict[str, str]]:
+    def stat(self, front_id: str) -> Stat:
         """The same of one front; Unavailable also when HAProxy does not serve it."""
         found = self.stats().get(front_id)
         if found is None:
-            raise Unavailable("the balancer does not serve this cluster yet")
+            raise Unavailable(UNSERVED)
         return found
 
     def _change(self, lines: Iterable[str]) -> None:
@@ -217,8 +234,8 @@ class Keeper:
     balancer: Balancer
     stopping: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
-    # What it was when it was settled last.
-    settled: object = None
+    # How it was when it was settled last.
+    settled: Seen | None = None
     trouble: str = ""
 
     def start(self) -> None:
@@ -233,11 +250,18 @@ class Keeper:
             self.thread.join(STOP_S)
 
     def _watch(self) -> None:
+        changed = change_watch(self.balancer.vms.database.path)
         looked = -RETRY_S
         while not self.stopping.wait(LOOK_S):
-            if not self.trouble or time.monotonic() - looked > RETRY_S:
+            due = bool(self.trouble) and time.monotonic() - looked > RETRY_S
+            if changed() or due or not self._lives():
                 looked = time.monotonic()
                 self._look()
+
+    def _lives(self) -> bool:
+        """Whether HAProxy is there, if it was to be at the last look."""
+        found = self.settled.process if self.settled else None
+        return found is None or process.is_alive(found)
 
     def _look(self) -> None:
         try:

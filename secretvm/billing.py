@@ -52,17 +52,14 @@ def charge(database: Database, config: Config) -> None:
     """Takes from each project what its VMs have cost since they were paid for last."""
     now = time.time_ns() // 1_000_000
     with database.writing() as session:
-        for secret, vm in session.execute(_charged()).all():
+        running = select(SecretVm, Vm).join(Vm, Vm.id == SecretVm.vm_id)
+        for secret, vm in session.execute(running.where(Vm.observed == "alive")).all():
             since = max(secret.paid_ms or 0, vm.started_ms or now)
             cost = _price(config, secret.vm_type) * (now - since) // HOUR_MS
             if cost > 0:
                 left = balance(session, config, vm.project_id)
                 set_balance(session, vm.project_id, left - cost)
                 session.execute(update(SecretVm).where(SecretVm.vm_id == vm.id).values(paid_ms=now))
-
-
-def _charged():  # type: ignore[no-untyped-def] # SQLAlchemy's own type has no short name
-    return select(SecretVm, Vm).join(Vm, Vm.id == SecretVm.vm_id).where(Vm.observed == "alive")
 
 
 def _running(session: Session, config: Config, project_id: str) -> int:

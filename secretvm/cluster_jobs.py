@@ -164,10 +164,10 @@ def is_well(front: Front, server: Server) -> bool:
 
 
 def _server(clusters: Clusters, cluster_id: str, node: ClusterNode) -> Server:
-    found = clusters.front(cluster_id).server(node.slot)
-    if found.port == 1:
-        raise Invalid(f"node {node.name} has no host ports; it cannot be reached")
-    return found
+    for server in clusters.front(cluster_id).servers:
+        if server.slot == node.slot:
+            return server
+    raise Invalid(f"node {node.name} has no host ports; it cannot be reached")
 
 
 def _row(balancer: Balancer, cluster_id: str, node: ClusterNode) -> dict[str, str]:

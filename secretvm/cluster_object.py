@@ -20,13 +20,12 @@ from prometheus_client.registry import Collector
 
 from models.cluster import Cluster, ClusterNode
 from secretvm import document
+from secretvm.balancer import Stat
 from secretvm.document import Measured
 from secretvm.front import NODES_MOST, Front, Server, Strategy
 from secretvm.traffic import Totals
 from secretvm.vm_object import iso
 
-# Of HAProxy's counters: by name of the front's or server's row.
-Stat = Mapping[str, Mapping[str, str]]
 _STATUSES = ("UP", "DOWN", "MAINT", "DRAIN")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from models.job import Job
 from models.port import PortLease
 from models.vm import Vm
 from secretvm import cluster_object, document, jobs, traffic, wanted
-from secretvm.balancer import Balancer, read_fronts
+from secretvm.balancer import UNSERVED, Balancer, Stat, read_fronts
 from secretvm.cluster_object import Member, View
 from secretvm.front import NODES_MOST, Front, Strategy, Traffic
 from secretvm.service import SecretVms
@@ -33,6 +33,7 @@ from secretvm.vm_object import Flags, Row
 from secretvm.wanted import Prepared, Wanted
 from vmm.lifecycle import Wished
 from vmm.records import Owner, free_port
+from vmm.usage import Curve
 
 CREATE, ADD, REMOVE, UPDATE = "cluster.create", "cluster.add", "cluster.remove", "cluster.update"
 KINDS = (CREATE, ADD, REMOVE, UPDATE)
@@ -214,15 +215,21 @@ class Clusters:
         with self.database.reading() as session:
             newest_first = asked.order_by(Cluster.created_ms.desc(), Cluster.id)
             clusters = session.scalars(newest_first).all()
-        return [cluster_object.listed(self.view(cluster)) for cluster in clusters]
+        heard = self._hear()
+        return [cluster_object.listed(self._view(cluster, *heard)) for cluster in clusters]
 
     def view(self, cluster: Cluster) -> View:
         """Everything that a cluster's object shows; a silent balancer is told, not raised."""
-        stat, silence = {}, ""
+        return self._view(cluster, *self._hear())
+
+    def _hear(self) -> tuple[dict[str, Stat], str]:
+        """What the balancer says of all fronts, or why it says nothing."""
         try:
-            stat = self.balancer.stat(cluster.id)
+            return self.balancer.stats(), ""
         except Unavailable as error:
-            silence = error.message
+            return {}, error.message
+
+    def _view(self, cluster: Cluster, stats: Mapping[str, Stat], silence: str) -> View:
         rows = {row.vm.id: row for row in self.svms.rows(None, cluster_id=cluster.id)}
         with self.database.reading() as session:
             job = _job_of(session, cluster.id)
@@ -238,8 +245,8 @@ class Clusters:
             ],
             job=job,
             front=front,
-            stat=stat,
-            silence=silence,
+            stat=stats.get(cluster.id, {}),
+            silence=silence or ("" if cluster.id in stats else UNSERVED),
         )
 
     def heard(self, cluster: Cluster) -> View:
@@ -253,6 +260,11 @@ class Clusters:
         """What went through a cluster's front since it was made."""
         with self.database.reading() as session:
             return traffic.read(session, cluster_id)
+
+    def history(self, cluster_id: str) -> tuple[Curve, Curve]:
+        """The chart of a cluster's last hour."""
+        with self.database.reading() as session:
+            return traffic.history(session, cluster_id)
 
     # Steps of jobs -------------------------------------------------------------------------------
 

@@ -170,7 +170,8 @@ def _parsed(text: str) -> yaml.Node | None:
     """The nodes of a YAML text, none of them made into a value: an alias stays one node however often it is used."""
     try:
         _check_size(text)
-        return yaml.compose(text, Loader=yaml.CSafeLoader)
+        found: yaml.Node | None = yaml.compose(text, Loader=yaml.CSafeLoader)
+        return found
     except (yaml.YAMLError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         at = f" (line {where.line + 1})" if where else ""
@@ -193,13 +194,14 @@ def _value(node: yaml.Node | None, key: str, depth: int = 4) -> yaml.Node | None
         return None
     for name, value in node.value:
         if name.value == key:
-            return value
+            found: yaml.Node = value
+            return found
     for name, value in node.value:
         if name.value == "<<":
             merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for each in merged[:16]:
-                if (found := _value(each, key, depth - 1)) is not None:
-                    return found
+                if (inherited := _value(each, key, depth - 1)) is not None:
+                    return inherited
     return None
 
 

@@ -24,6 +24,7 @@ from core.errors import CasemateError, NotFound
 from models.base import disk_trouble
 from models.job import Job
 from secretvm import bell
+from secretvm.vm_object import iso
 from vmm.service import Vms
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,20 @@ def find(session: Session, job_id: str, project_ids: frozenset[str] | None) -> J
     if job is None or (project_ids is not None and job.project_id not in project_ids):
         raise NotFound(f"background job {job_id[:64]} not found")
     return job
+
+
+def told(job: Job) -> dict[str, Any]:
+    """A job as the interface shows it."""
+    return {
+        "id": job.id,
+        "type": job.type,
+        "status": job.status,
+        "progress": job.progress,
+        "error": job.error,
+        "result": job.result,
+        "createdAt": iso(job.created_ms),
+        "updatedAt": iso(job.updated_ms),
+    }
 
 
 def held_vms(session: Session, type_: str) -> frozenset[str]:

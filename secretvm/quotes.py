@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cryptography import x509
 
@@ -28,6 +29,7 @@ from attest.errors import (
     VerificationError,
 )
 from attest.quote import TdxQuote
+from attest.root import RootName
 from attest.snp import Chain, Report
 from attest.verify import Claim
 from core.config import KnownMachine
@@ -75,14 +77,15 @@ class Parsed:
     result: str
     message: str
     collateral: str
-    has_expired: bool
-    tcb_status: str | None
-    advisory_ids: tuple[str, ...]
     is_debug: bool
     is_known_machine: bool
     origin: str | None
     checked_at: int
+    has_expired: bool = False
+    tcb_status: str | None = None
+    advisory_ids: tuple[str, ...] = ()
     checks: Mapping[str, bool | None] = field(default_factory=dict)
+    root: RootName | None = None
 
     @property
     def is_genuine(self) -> bool:
@@ -121,57 +124,51 @@ class Quotes:
         read = quote.parse(raw)
         platform = _platform(read)
         machine_id = platform.ppid.hex() if platform else None
-        parsed = Parsed(
+        source = collateral.given(given) if given else self._verifier.source
+        return Parsed(
             evidence=read,
             machine_id=machine_id,
             fmspc=platform.fmspc.hex() if platform else None,
-            result=UNSPECIFIED,
-            message="",
-            collateral="",
-            has_expired=False,
-            tcb_status=None,
-            advisory_ids=(),
             is_debug=read.report.is_debug,
             is_known_machine=machine_id in self._labels,
             origin=self._labels.get(machine_id or ""),
             checked_at=moment,
+            **self._verdict(raw, read, source, moment),
         )
-        source = collateral.given(given) if given else self._verifier.source
-        return self._verified(parsed, raw, source, moment)
 
-    def _verified(self, parsed: Parsed, raw: bytes, source: Source, moment: int) -> Parsed:
+    def _verdict(self, raw: bytes, read: TdxQuote, source: Source, moment: int) -> dict[str, Any]:
+        """The fields of Parsed that verification decides."""
         text = ""
         try:
-            claim = self._claim(raw)
+            claim = self._claim(raw, read)
             text = source(claim)
             found = verify.verify_claim(claim, text, moment)
         except VerificationError as error:
-            return replace(
-                parsed,
-                result=_result_of(error),
-                message=error.message,
-                collateral=text if not isinstance(error, Malformed) else "",
-                has_expired=isinstance(error, Stale),
-            )
+            return {
+                "result": _result_of(error),
+                "message": error.message,
+                "collateral": text if not isinstance(error, Malformed) else "",
+                "has_expired": isinstance(error, Stale),
+            }
         result = _BY_TCB.get(found.tcb_status, UNSPECIFIED)
-        return replace(
-            parsed,
-            result=result,
-            message="" if result == UP_TO_DATE else f"TCB status {found.tcb_status}",
-            collateral=text,
-            tcb_status=found.tcb_status,
-            advisory_ids=found.advisory_ids,
-        )
+        return {
+            "result": result,
+            "message": "" if result == UP_TO_DATE else f"TCB status {found.tcb_status}",
+            "collateral": text,
+            "tcb_status": found.tcb_status,
+            "advisory_ids": found.advisory_ids,
+            "root": found.root,
+        }
 
-    def _claim(self, raw: bytes) -> Claim:
+    def _claim(self, raw: bytes, read: TdxQuote) -> Claim:
         """The claim under the root that this host's configuration adds, else under the vendor's."""
         added = self._verifier.roots().tdx
         if added is not None:
             try:
-                return verify.read_claim(raw, added)
+                return verify.claim_of(raw, read, added)
             except NotGenuine:
                 pass
-        return verify.read_claim(raw)
+        return verify.claim_of(raw, read)
 
     def parse_sev(
         self, raw: bytes, now: int, model: str = "", given: SnpCollateral | None = None
@@ -188,14 +185,13 @@ class Quotes:
             result=steps.result,
             message=steps.message,
             collateral=steps.text,
-            has_expired=False,
             tcb_status=report.tcb_status if steps.is_genuine else None,
-            advisory_ids=(),
             is_debug=report.is_debug,
             is_known_machine=machine_id in self._labels,
             origin=self._labels.get(machine_id),
             checked_at=now,
             checks=steps.checks,
+            root=steps.root,
         )
 
 
@@ -234,6 +230,7 @@ class _SnpSteps:
         self._now = now
         self._failures: list[VerificationError] = []
         self.text = ""
+        self.root: RootName | None = None
         self.checks: dict[str, bool | None] = dict.fromkeys(CHECKS)
         self.checks["report_parsed"] = True
         self.checks["debug_disabled"] = self._holds(lambda: _check_debug(report))
@@ -245,6 +242,7 @@ class _SnpSteps:
         self.checks["vcek_fetched"] = chain is not None
         if chain is None:
             return
+        self.root = chain.root
         report, now = self._report, self._now
         self.checks["vcek_matches_report"] = self._holds(
             lambda: snp.check_processor(report, chain.vcek)
@@ -258,14 +256,15 @@ class _SnpSteps:
     def _chain(self, asked: Report, given: SnpCollateral) -> Chain | None:
         try:
             if given.vcek or given.cert_chain:
-                self.text = _as_pem(given)
+                text = _as_pem(given)
             else:
-                self.text = self._verifier.source(asked)
-            certificates = snp.certificates([self.text.encode(errors="replace")])
-            return self._under_a_root(certificates)
+                text = self._verifier.source(asked)
+            chain = self._under_a_root(snp.certificates([text.encode(errors="replace")]))
         except VerificationError as error:
             self._failures.append(error)
             return None
+        self.text = text
+        return chain
 
     def _under_a_root(self, certificates: Sequence[x509.Certificate]) -> Chain:
         added = self._verifier.roots().snp

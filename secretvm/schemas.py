@@ -155,7 +155,7 @@ class Flags(Secrets):
 class NewVm(Flags):
     """What POST /api/vm/create takes; cluster creation takes it too, but for the name."""
 
-    name = Optional(validate=NAME)
+    name: Text = Optional(validate=NAME)
     vmTypeId = Text(required=True)
     dockercompose = Upload(required=True)
     dockerfiles = Upload()

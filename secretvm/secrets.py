@@ -10,7 +10,6 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,16 +104,14 @@ class Given:
         )
         try:
             told = json.loads(raw)
-            repository, user, password = (
-                told[key] for key in ("repository", "username", "password")
-            )
+            parts = [told[key] for key in ("repository", "username", "password")]
         except (ValueError, KeyError, TypeError, RecursionError):
-            repository = user = password = None
-        if not all(isinstance(each, str) for each in (repository, user, password)):
+            parts = [None]
+        if not all(isinstance(each, str) for each in parts):
             raise Invalid.field(
                 f"{name}_encrypted", "must hold JSON with repository, username and password"
             )
-        return _sign_in(str(repository), str(user), str(password))
+        return _sign_in(*parts)
 
 
 @dataclass(frozen=True)
@@ -215,7 +212,7 @@ def _text(name: str, raw: bytes) -> str:
         raise Invalid.field(name, "must hold UTF-8 text") from None
 
 
-def _sign_in(repository: str, user: str, password: str) -> Mapping[str, str]:
+def _sign_in(repository: str, user: str, password: str) -> dict[str, str]:
     # "" is Docker Hub to the guest.
     return {REGISTRY: repository, USERNAME: user, PASSWORD: password}
 

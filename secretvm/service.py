@@ -34,6 +34,7 @@ from core.messages import GuestText
 from image import registry
 from models.account import Member, Project, User
 from models.base import Database
+from models.job import Job
 from models.port import PortLease
 from models.secretvm import SecretVm
 from models.vm import Vm
@@ -370,17 +371,15 @@ class SecretVms:
         """A job as the interface shows it; NotFound for one of a project that the caller is not in."""
         projects = None if caller.is_operator else frozenset(self.accounts.roles(caller))
         with self.database.reading() as session:
-            job = jobs.find(session, job_id, projects)
-        return {
-            "id": job.id,
-            "type": job.type,
-            "status": job.status,
-            "progress": job.progress,
-            "error": job.error,
-            "result": job.result,
-            "createdAt": vm_object.iso(job.created_ms),
-            "updatedAt": vm_object.iso(job.updated_ms),
-        }
+            return jobs.told(jobs.find(session, job_id, projects))
+
+    def jobs(self, caller: Caller, count: int) -> list[dict[str, Any]]:
+        """The newest jobs that the caller sees, with what each is about."""
+        asked = select(Job).order_by(Job.created_ms.desc(), Job.id).limit(count)
+        if not caller.is_operator:
+            asked = asked.where(Job.project_id.in_(self.accounts.roles(caller)))
+        with self.database.reading() as session:
+            return [{**jobs.told(job), "about": job.argument} for job in session.scalars(asked)]
 
     # Steps ---------------------------------------------------------------------------------------
 

@@ -7,7 +7,12 @@ import functools
 from flask import Flask
 
 from rest import documents
-from secretvm import cluster_routes, routes, verify_routes, vm_routes
+from secretvm import (
+    cluster_routes,
+    routes,
+    verify_routes,
+    vm_routes,  # noqa: F401 (its views join the blueprint of routes)
+)
 from secretvm.service import SecretVms
 from secretvm.verification import Verification
 from vmm import simulation
@@ -23,8 +28,7 @@ ABOUT = (
     "VMs made from docker-compose files. Send a key as `Authorization: Bearer` or `x-api-key`; an agent signs "
     "its requests instead."
 )
-# vm_routes adds its views to the blueprint of routes when it is imported.
-BLUEPRINTS = [vm_routes.blueprint, cluster_routes.blueprint, verify_routes.blueprint]
+BLUEPRINTS = [routes.blueprint, cluster_routes.blueprint, verify_routes.blueprint]
 
 
 def register(app: Flask, version: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import selectors
 import socket
 import threading
@@ -20,22 +21,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from models.base import Database
-from models.cluster import Cluster, ClusterCount
+from models.cluster import Cluster, ClusterCount, ClusterSlot
 from secretvm.balancer import Balancer
 from secretvm.front import LOG_SOCKET
+from vmm import usage
 
 logger = logging.getLogger(__name__)
 
 # How old the figures in the database may be; they have to be there within a second.
 FLUSH_S = 0.4
+# One point of a cluster's chart stands for so long, and the last hour is kept.
+SLOT_MS = 15_000
 _READ = 262_144
-# A length with more digits is no length.
-_DIGITS_MOST = 5
+_LENGTH = re.compile(rb"(\d{1,5}) ")
+_LENGTH_BEGUN = re.compile(rb"\d{1,5} |\d{0,5}\Z")
 
 # Upper ends of the latency histogram, in ms: each a fifth to a quarter above the one before, so that a percentile is
 # right to about a tenth.
@@ -113,6 +117,51 @@ def add(database: Database, tally: Mapping[str, Mapping[str, int]]) -> None:
             session.execute(
                 rows.on_conflict_do_update(index_elements=["cluster_id", "name"], set_=more)
             )
+            _add_slots(session, {each: tally[each] for each in known})
+
+
+def _add_slots(session: Session, tally: Mapping[str, Mapping[str, int]]) -> None:
+    """Adds to the newest point of each cluster's chart, and drops those that are too old."""
+    now = _now_ms()
+    names = {"requests": REQUESTS, "answered": ANSWERED, "milliseconds": MILLISECONDS}
+    rows = insert(ClusterSlot).values(
+        [
+            {
+                "cluster_id": cluster_id,
+                "at_ms": now // SLOT_MS * SLOT_MS,
+                **{column: counts.get(name, 0) for column, name in names.items()},
+            }
+            for cluster_id, counts in tally.items()
+        ]
+    )
+    more = {each: getattr(ClusterSlot, each) + rows.excluded[each] for each in names}
+    session.execute(rows.on_conflict_do_update(index_elements=["cluster_id", "at_ms"], set_=more))
+    old = ClusterSlot.at_ms < now - usage.KEPT_MS
+    session.execute(delete(ClusterSlot).where(ClusterSlot.cluster_id.in_(tally), old))
+
+
+def history(session: Session, cluster_id: str) -> tuple[usage.Curve, usage.Curve]:
+    """The last hour of a cluster: requests a second, and the mean time of an answer in ms (none without answers)."""
+    now = _now_ms()
+    first = (now - usage.KEPT_MS) // SLOT_MS + 1
+    of_it = (ClusterSlot.cluster_id == cluster_id, ClusterSlot.at_ms >= first * SLOT_MS)
+    found = {row.at_ms: row for row in session.scalars(select(ClusterSlot).where(*of_it))}
+    # The slot under way is not full yet: it would look like a fall.
+    moments = range(first * SLOT_MS, now // SLOT_MS * SLOT_MS, SLOT_MS)
+    rates = [
+        (at + SLOT_MS, found[at].requests * 1000 / SLOT_MS if at in found else 0.0)
+        for at in moments
+    ]
+    times = [
+        (at + SLOT_MS, found[at].milliseconds / found[at].answered)
+        for at in moments
+        if at in found and found[at].answered
+    ]
+    return usage.curve(rates, 1.0, now), usage.curve(times, 10.0, now)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def count(tally: Tally, line: str) -> None:
@@ -151,13 +200,15 @@ class Stream:
 
     def _whole(self) -> Iterator[str]:
         at = 0
-        while (space := self.pending.find(b" ", at, at + _DIGITS_MOST + 1)) >= 0:
-            end = space + 1 + int(self.pending[at:space])
+        while match := _LENGTH.match(self.pending, at):
+            end = match.end() + int(match[1])
             if end > len(self.pending):
                 break
-            yield self.pending[space + 1 : end].decode(errors="replace")
+            yield self.pending[match.end() : end].decode(errors="replace")
             at = end
         self.pending = self.pending[at:]
+        if not _LENGTH_BEGUN.match(self.pending):
+            raise ValueError("no length where one must be")
 
 
 @dataclass
@@ -193,7 +244,7 @@ class Reader:
     def _read(self) -> None:
         flushed = time.monotonic()
         while not self.stopping.is_set():
-            self._take(FLUSH_S / 4)
+            self._take(FLUSH_S / 4 if self.tally else FLUSH_S)
             if self.tally and time.monotonic() - flushed > FLUSH_S:
                 self._flush()
                 flushed = time.monotonic()

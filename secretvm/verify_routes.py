@@ -12,6 +12,7 @@ from rest.blueprint import Blueprint
 from secretvm import verify_schemas as schemas
 from secretvm.live import GATEWAY_PORT
 from secretvm.quotes import read_bytes
+from secretvm.routes import refuses
 from secretvm.verification import Verification
 
 # A compose file, a log of 10 MiB and its document; for JSON a quote with collateral.
@@ -36,6 +37,7 @@ def limit_body() -> None:
 @blueprint.post("/verify-docker")
 @blueprint.arguments(schemas.TdxClaimSchema, location="multipart")
 @blueprint.response(200, schemas.TdxFindingSchema)
+@refuses(400, 413)
 @public
 def verify_docker(given: Mapping[str, Any]) -> dict[str, object]:
     """Whether a TDX VM measured a compose file."""
@@ -46,6 +48,7 @@ def verify_docker(given: Mapping[str, Any]) -> dict[str, object]:
 @blueprint.post("/verify-docker-sev")
 @blueprint.arguments(schemas.SevClaimSchema, location="multipart")
 @blueprint.response(200, schemas.SevFindingSchema)
+@refuses(400, 413)
 @public
 def verify_docker_sev(given: Mapping[str, Any]) -> dict[str, object]:
     """Whether a SEV-SNP VM was launched with a compose file."""
@@ -56,6 +59,7 @@ def verify_docker_sev(given: Mapping[str, Any]) -> dict[str, object]:
 @blueprint.post("/resolve-attestation")
 @blueprint.arguments(schemas.RegistersSchema)
 @blueprint.response(200, schemas.ResolvedSchema)
+@refuses(400, 404)
 @public
 def resolve_attestation(given: Mapping[str, Any]) -> dict[str, object]:
     """Which builds have these registers."""
@@ -65,6 +69,7 @@ def resolve_attestation(given: Mapping[str, Any]) -> dict[str, object]:
 @blueprint.post("/quote-parse")
 @blueprint.arguments(schemas.QuoteSchema)
 @blueprint.response(200, schemas.ParsedSchema)
+@refuses(400, 503)
 @public
 def quote_parse(given: Mapping[str, Any]) -> dict[str, object]:
     """What a TDX quote says, and whether it is genuine."""
@@ -77,6 +82,7 @@ def quote_parse(given: Mapping[str, Any]) -> dict[str, object]:
 @blueprint.post("/quote-parse-sev")
 @blueprint.arguments(schemas.SevQuoteSchema)
 @blueprint.response(200, schemas.ParsedSchema)
+@refuses(400, 503)
 @public
 def quote_parse_sev(given: Mapping[str, Any]) -> dict[str, object]:
     """What a SEV-SNP report says, and whether it is genuine."""
@@ -89,6 +95,7 @@ def quote_parse_sev(given: Mapping[str, Any]) -> dict[str, object]:
 @blueprint.get("/gateway-attestation")
 @blueprint.arguments(schemas.GatewaySchema, location="query")
 @blueprint.response(200, schemas.GatewayCheckSchema)
+@refuses(400, 502, 503)
 @public
 def gateway_attestation(given: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a domain's TLS ends inside of an attested gateway."""
@@ -99,6 +106,7 @@ def gateway_attestation(given: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.get("/secretvm-cert-check")
 @blueprint.arguments(schemas.HostSchema, location="query")
 @blueprint.response(200, schemas.CertificateCheckSchema)
+@refuses(400, 502, 503)
 @public
 def secretvm_cert_check(given: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a VM's TLS key is bound into its quote."""

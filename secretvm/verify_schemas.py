@@ -114,8 +114,8 @@ class TdxClaimSchema(RegistersSchema):
 
     rtmr3 = Hex(48, required=True)
     dockercompose = Upload(COMPOSE_LIMIT, required=True)
-    dockerFilesSha256 = Hex(32, load_default=b"")
-    dstack_app_id = Hex(20, load_default=b"")
+    dockerFilesSha256 = Hex(32, load_default=bytes)
+    dstack_app_id = Hex(20, load_default=bytes)
     event_log = TextUpload(MAX_JSON_CHARS, load_default="")
     app_compose = TextUpload(MAX_JSON_CHARS, load_default="")
 
@@ -127,7 +127,7 @@ class SevClaimSchema(Known):
     family_id = fields.String(required=True, validate=Length(1, 64))
     image_id = fields.String(required=True, validate=Length(1, 64))
     measurement = Hex(48, required=True)
-    dockerFilesSha256 = Hex(32, load_default=b"")
+    dockerFilesSha256 = Hex(32, load_default=bytes)
 
 
 class QuoteSchema(Known):

@@ -127,8 +127,17 @@ def prepare_change(
         name=wanted.name or before.name,
         flags=flags,
         registration=wanted.registration or before.registration,
-        publish=document.guest_ports(text) if before.publish else (),
+        publish=_changed_ports(before, document.docker_compose(app), text),
     )
+
+
+def _changed_ports(before: Prepared, old_text: str, text: str) -> tuple[int, ...]:
+    """The published ports; those that no compose text asked for are a cluster's, and stay."""
+    if not before.publish:  # made elsewhere
+        return ()
+    asked = {document.GUEST_PORT, *document.published(old_text)}
+    extra = [port for port in before.publish if port not in asked]
+    return tuple(dict.fromkeys((*document.guest_ports(text), *extra)))
 
 
 def _changed_document(
@@ -192,7 +201,7 @@ def user_config(docker_files: bytes) -> str:
 def changed_measured(before: Measured, wanted: Wanted) -> Measured:
     """The measured flags with those that were given."""
     files = wanted.docker_files
-    given = {
+    given: dict[str, Any] = {
         "environment": wanted.environment or None,
         "private": wanted.private,
         "persistent": wanted.persistent,
@@ -205,7 +214,7 @@ def changed_measured(before: Measured, wanted: Wanted) -> Measured:
 
 def changed_flags(before: Flags, wanted: Wanted) -> Flags:
     """The flags with those that were given."""
-    given = {
+    given: dict[str, Any] = {
         "kms_provider": wanted.kms_provider or None,
         "platform": wanted.platform or None,
         "description": wanted.description or None,

@@ -50,6 +50,7 @@ new ResizeObserver(() => fit.fit()).observe(place);
 dark.addEventListener("change", () => (terminal.options.theme = theme()));
 window.terminal = terminal; // for a person at the browser's own console
 
+// The log of a VM: one long answer.
 async function follow() {
   const answer = await fetch(place.dataset.url);
   if (!answer.ok) throw new Error((await answer.json()).message);
@@ -63,12 +64,28 @@ async function follow() {
   }
 }
 
-for (;;) {
+// The output of a job: asked for piece by piece, each from where the one before ended.
+let end = "0";
+async function read() {
+  for (let over = false; !over; ) {
+    const answer = await fetch(`${place.dataset.output}?after=${end}`, { headers: { "HX-Request": "true" } });
+    if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
+    state.textContent = "";
+    const next = answer.headers.get("X-Log-End");
+    terminal.write(new Uint8Array(await answer.arrayBuffer()));
+    over = answer.headers.get("X-Log-Over") === "1";
+    if (next === end) await new Promise((done) => setTimeout(done, 700));
+    end = next;
+  }
+}
+
+for (let over = false; !over; ) {
   try {
-    await follow();
-    state.textContent = "The log ended.";
+    await (place.dataset.output ? read() : follow());
+    over = Boolean(place.dataset.output);
+    state.textContent = over ? "This is all that the job said." : "The log ended.";
   } catch (refusal) {
     state.textContent = `The log is interrupted (${refusal.message}); trying again.`;
   }
-  await new Promise((done) => setTimeout(done, 3000));
+  if (!over) await new Promise((done) => setTimeout(done, 3000));
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from attest import collateral, envelope, eventlog, quote, snp
@@ -38,6 +39,7 @@ class Verifier:
         self._root_ca = root_ca
         self.source = source
         self.revocations = revocations
+        self._roots_read: tuple[tuple[int, int, int] | None, Roots] = (None, Roots())
         self._image = image
 
     @classmethod
@@ -57,14 +59,9 @@ class Verifier:
 
         Raises Malformed when the evidence itself cannot be read, Unavailable when our own root cannot.
         """
-        roots = self.roots()
-        trust = Trust(
-            now=now,
-            collateral=collateral.given(request.collateral) if request.collateral else self.source,
-            tdx_root=roots.tdx,
-            snp_root=roots.snp,
-            image=self._image,
-        )
+        trust = self.trust(now)
+        if request.collateral:
+            trust = replace(trust, collateral=collateral.given(request.collateral))
         try:
             attestation = _attestation(request)
         except Malformed:
@@ -74,12 +71,29 @@ class Verifier:
             return Verified(tee_variant="", report_data=b"", reason=error.message)
         return verify_evidence(attestation, trust)
 
+    def trust(self, now: int) -> Trust:
+        """What this host's verifier goes by at the Unix time `now`; Unavailable as for its roots."""
+        roots = self.roots()
+        return Trust(
+            now=now,
+            collateral=self.source,
+            tdx_root=roots.tdx,
+            snp_root=roots.snp,
+            image=self._image,
+        )
+
     def roots(self) -> Roots:
         """The configured roots; Unavailable when their file cannot be read."""
         if self._root_ca == NONE:
             return Roots()
         try:
-            return read_roots(read_capped(self._root_ca.resolve(), MAX_ROOTS))
+            status = self._root_ca.stat()
+            stamp = status.st_ino, status.st_mtime_ns, status.st_size
+            known, roots = self._roots_read
+            if stamp != known:
+                roots = read_roots(read_capped(self._root_ca.resolve(), MAX_ROOTS))
+                self._roots_read = stamp, roots
+            return roots
         except (OSError, VerificationError) as error:
             # Without its path: whoever may send evidence reads this.
             why = getattr(error, "strerror", error)

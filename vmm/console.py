@@ -1,13 +1,15 @@
-"""The console: pages that show and change the VMs of this host.
+"""The console: pages that show and change the VMs of this host, and what all pages have in common.
 
 A page asks and acts through the calls of /prpc, with the checks and in the words of these.  All works without
-script; with it (static/console.js) pages renew themselves in place.
+script; with it (static/console.js) pages renew themselves in place.  The pages of tenants are in the
+console_routes.py of their areas.
 """
 
 from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from flask import (
@@ -25,6 +27,7 @@ from flask import (
 )
 from werkzeug.wrappers import Response as BaseResponse
 
+from accounts.roles import Caller
 from accounts.service import Accounts
 from core.errors import CasemateError, Forbidden, NotFound, Unauthenticated, status_of
 from image import registry
@@ -41,6 +44,8 @@ CSP = (
     "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'self'; object-src 'none'"
 )
+# Where whoever is no operator begins: the pages of the areas above.
+START_OF_TENANTS = "apps_console.index"
 PAGE_SIZES = (10, 25, 50, 100)
 # What a button of a VM may ask for, what it is called, and what is asked before it is done.
 VERBS = {
@@ -55,11 +60,6 @@ VERBS = {
 }
 
 
-def signed_in() -> bool:
-    """Whether this browser may see what the token's owner sees."""
-    return g.caller is not None  # found by app.py, an operator whose credential is still valid
-
-
 def ask(method: str, **message: Any) -> dict[str, Any]:
     """A call of /prpc with the checks that it has there."""
     return service.find(method).call(message) or {}
@@ -67,10 +67,26 @@ def ask(method: str, **message: Any) -> dict[str, Any]:
 
 @blueprint.before_request
 def guard() -> BaseResponse | None:
-    """Strangers are sent to the form for their token; a change must come from a page of ours."""
+    """These pages are for operators; whoever else has signed in has pages of their own."""
     if request.endpoint in ("console.sign_in_page", "console.sign_in"):
         return None
-    if not signed_in():
+    if answer := admit(g.caller):
+        return answer
+    if not g.caller.is_operator and request.endpoint != "console.sign_out":
+        if request.endpoint == "console.index":
+            return redirect(url_for(START_OF_TENANTS))
+        raise Forbidden(f"this page is for operators, and {g.caller.name} is none")
+    return None
+
+
+def guard_tenants() -> BaseResponse | None:
+    """For the blueprints of tenants' pages: what belongs to somebody is shown to a credential alone."""
+    return admit(g.caller if g.caller and g.caller.digest else None)
+
+
+def admit(caller: Caller | None) -> BaseResponse | None:
+    """Strangers are sent to the form for their token; a change must come from a page of ours."""
+    if caller is None:
         if "HX-Request" in request.headers:
             return Response(status=401, headers={"HX-Redirect": url_for("console.sign_in_page")})
         asked = request.full_path.rstrip("?") if request.method == "GET" else "/"
@@ -92,7 +108,7 @@ def surroundings() -> dict[str, Any]:
         "version": VERSION,
         "rev": revision(),
         "caller": g.get("caller"),
-        "guarded": current_app.extensions["accounts"].enabled,
+        "has_signed_in": bool(g.get("caller") and g.caller.digest),
         "docs": "openapi" in current_app.blueprints,
         "csrf": session["csrf"],
         "can": set(service.methods),
@@ -183,7 +199,7 @@ def sign_in() -> BaseResponse:
         # With a user, an entry of the htpasswd file: then the token is the password.
         user = request.form.get("user", "").strip()
         caller = accounts.session_of(request.form.get("token", "").strip(), user)
-    except (Unauthenticated, Forbidden) as refusal:
+    except Unauthenticated as refusal:
         return show("sign_in.html", status_of(refusal), refusal=refusal.message, next=back)
     session.clear()
     session["caller"] = caller
@@ -211,8 +227,13 @@ def info_of(vm_id: str) -> dict[str, Any]:
 
 def do(method: str, done: str, **message: Any) -> BaseResponse:
     """Makes a call and goes back to the page that asked, which says `done`, or why not."""
+    return attempt(lambda: ask(method, **message), done)
+
+
+def attempt(action: Callable[[], object], done: str) -> BaseResponse:
+    """The same with anything that a service does."""
     try:
-        ask(method, **message)
+        action()
         flash(done, "note")
     except CasemateError as refusal:
         flash(refusal.message, "refusal")

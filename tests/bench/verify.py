@@ -1,7 +1,7 @@
 """P9: verifying evidence, beside dcap-qvl called directly with the same root and collateral prepared for it.
 
-The calls that the promise names, quote-parse and verify-docker, come with the SecretVM surface.  Until then this
-measures, on one core, the functions that they are to call, and `POST /verify` as a figure without a promise.
+On one core, without HTTP: what quote-parse and verify-docker do, and verifying a lone quote; over HTTP those calls
+and `POST /verify` as figures without a promise.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from collections.abc import Callable, Iterator, Mapping
 
 import dcap_qvl
 
+from attest import artifacts, collateral
+from attest.artifacts import Registry, TdxBuild
 from attest.evidence import Attestation, TdxEvidence
 from attest.verified import Trust, verify_evidence
 from attest.verify import verify_tdx
+from secretvm import verify_schemas
+from secretvm.builds import Builds, TdxClaim
+from secretvm.quotes import Quotes
 from tests.bench.context import Bench, per_second
 from tests.bench.http import LOTS, ROUND_S, Load
 from tests.bench.report import Line, Promise
 from tests.common import evidence
 from tests.common.evidence import TdxVm
 from tests.common.service import RunningService
+from verify.service import Verifier
 
 DIRECT, QUOTE, EVIDENCE, HTTP = "dcap_qvl directly", "a quote", "whole evidence", "POST /verify"
+PARSE, DOCKER, HTTP_PARSE = "quote-parse", "verify-docker", "POST /api/quote-parse"
 
 
 def measure(bench: Bench) -> Iterator[Line]:
@@ -33,12 +40,16 @@ def measure(bench: Bench) -> Iterator[Line]:
     service = _service(bench, now)
     try:
         service.start()
-        load = _load(bench, service, attestation)
-        works = _works(attestation, now)
-        rates: dict[str, list[float]] = {name: [] for name in (*works, HTTP)}
+        loads = {
+            HTTP: _load(bench, service, attestation),
+            HTTP_PARSE: _parse_load(bench, service, attestation),
+        }
+        works = {**_works(attestation, now), **_calls(bench, attestation, now)}
+        rates: dict[str, list[float]] = {name: [] for name in (*works, *loads)}
         for number in range(bench.rounds + 1):
             sample = {name: per_second(work) for name, work in works.items()}
-            sample[HTTP] = statistics.mean(load.run(ROUND_S) for _ in range(LOTS))
+            for name, load in loads.items():
+                sample[name] = statistics.mean(load.run(ROUND_S) for _ in range(LOTS))
             if number:
                 for name, rate in sample.items():
                     rates[name].append(rate)
@@ -46,10 +57,12 @@ def measure(bench: Bench) -> Iterator[Line]:
                 bench.say(f"round {number}: {told} per s")
     finally:
         service.end()
-    promises = {QUOTE: Promise(factor=0.8, at_least=True), EVIDENCE: None}
+    kept = Promise(factor=0.8, at_least=True)
+    promises = {PARSE: kept, DOCKER: kept, QUOTE: kept, EVIDENCE: None}
     for name, promise in promises.items():
         yield Line("P9", name, "per s", rates[name], promise, DIRECT, rates[DIRECT])
     yield Line("P9", f"{HTTP} of whole evidence, two workers", "req/s", rates[HTTP])
+    yield Line("P9", f"{HTTP_PARSE}, two workers", "req/s", rates[HTTP_PARSE])
 
 
 def _works(attestation: Attestation, now: int) -> Mapping[str, Callable[[], object]]:
@@ -65,6 +78,26 @@ def _works(attestation: Attestation, now: int) -> Mapping[str, Callable[[], obje
         DIRECT: lambda: dcap_qvl.verify_with_root_ca(quote, prepared, root, now),
         QUOTE: lambda: verify_tdx(quote, text, now, root),
         EVIDENCE: lambda: verify_evidence(attestation, trust),
+    }
+
+
+def _calls(bench: Bench, attestation: Attestation, now: int) -> Mapping[str, Callable[[], object]]:
+    """What the two calls do between their request and their answer, for a published build's VM."""
+    assert isinstance(attestation.platform, TdxEvidence)
+    raw, compose, rootfs = attestation.platform.quote, b"services: {}\n" * 50, bytes(32)
+    root = bench.scratch / "verify-root.pem"
+    quotes = Quotes(Verifier(root, collateral.given(evidence.collateral(now))))
+    registers = (bytes(48), bytes(48), bytes(48), bytes(48))
+    known = tuple(
+        TdxBuild("small", "prod", f"v0.0.{n}", registers, bytes([n]) * 32) for n in range(5)
+    )
+    builds = Builds(lambda: Registry(known), bench.scratch / "no-images", {})
+    claim = TdxClaim(compose, registers, artifacts.rtmr3(compose, rootfs))
+    assert quotes.parse(raw, now).result == "0"
+    assert not builds.check_tdx(claim).code
+    return {
+        PARSE: lambda: verify_schemas.parsed_answer(quotes.parse(raw, now)),
+        DOCKER: lambda: verify_schemas.tdx_answer(claim, builds.check_tdx(claim)),
     }
 
 
@@ -84,3 +117,12 @@ def _load(bench: Bench, service: RunningService, attestation: Attestation) -> Lo
     assert answer.json()["is_valid"], answer.text
     headers = {"Content-Type": "application/json"}
     return Load(bench.scratch, service.port, "/verify", "POST", headers, json.dumps(body))
+
+
+def _parse_load(bench: Bench, service: RunningService, attestation: Attestation) -> Load:
+    assert isinstance(attestation.platform, TdxEvidence)
+    body, path = {"quote": attestation.platform.quote.hex()}, "/api/quote-parse"
+    answer = service.request("POST", path, json=body)
+    assert answer.json()["status"]["result"] == "0", answer.text
+    headers = {"Content-Type": "application/json"}
+    return Load(bench.scratch, service.port, path, "POST", headers, json.dumps(body))

@@ -123,6 +123,7 @@ def test_hrw_moves_the_keys_of_a_removed_node_and_no_others(
     without = chosen()
     direct(database, cluster, "b", Traffic.OPEN)
     balancer.settle()
+    until(lambda: healthy(balancer, cluster) == 3, what="the check of who comes back")
     back = chosen()
 
     assert before == again == back

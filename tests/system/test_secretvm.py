@@ -6,6 +6,7 @@ Of the examples host, token, ids and the file's place are changed, nothing else.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ def site(fake_qemu: Path) -> Iterator[Site]:
         service.request("DELETE", f"/api/vm/{vm['id']}/terminate")
     until(lambda: not service.qemus(), seconds=30, what="the end of the VMs")
     service.end()
+    shutil.rmtree(folder)
 
 
 CREATE = (
@@ -177,8 +179,10 @@ def test_a_job_outlives_the_process_that_did_it(site: Site) -> None:
     until(lambda: site.job(job_id)["status"] == "running", seconds=30, what="the job's begin")
     until(lambda: site.status(vm_id) == "updating", seconds=10)
 
-    for background in background_processes(site.service):
+    killed = background_processes(site.service)
+    for background in killed:
         background.kill()
+    assert len(killed) == 1
 
     # The stand-in does not power off: the second try waits for that as the first did.
     until(lambda: background_processes(site.service), seconds=20, what="another process")
@@ -191,14 +195,16 @@ def test_a_job_outlives_the_process_that_did_it(site: Site) -> None:
 
 
 def background_processes(service: RunningService) -> list[psutil.Process]:
-    """The child of the master that holds no listener: the one background process."""
-    assert service.process is not None
-    return [
-        each
-        for each in service.children()
-        if each.status() != psutil.STATUS_ZOMBIE
-        and not any(c.laddr and c.laddr.port == service.port for c in each.net_connections("tcp"))
-    ]
+    """The child of the master that has closed the listener: the one background process."""
+
+    def is_it(child: psutil.Process) -> bool:
+        try:
+            ports = {each.laddr.port for each in child.net_connections("tcp") if each.laddr}
+            return child.status() != psutil.STATUS_ZOMBIE and service.port not in ports
+        except psutil.NoSuchProcess:
+            return False
+
+    return [child for child in service.children() if is_it(child)]
 
 
 def test_the_limit_of_creates_is_one_for_all_workers(site: Site) -> None:

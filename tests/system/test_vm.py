@@ -25,8 +25,10 @@ from attest import eventlog, policy, verify
 from attest.errors import NotGenuine
 from cli.up import check_evidence, sample_compose
 from cli.verify import verify as verify_command
+from core.errors import Upstream
 from tests.common.service import RunningService
 from tests.common.waiting import free_port, until
+from vmm import channel
 
 BOOT_S = 180.0
 
@@ -39,6 +41,7 @@ class Deployed:
     vm_id: str
     app: str
     agent: str
+    ssh_port: int
 
     @property
     def folder(self) -> Path:
@@ -81,7 +84,7 @@ def service(
 
 @pytest.fixture(scope="module")
 def vm(service: RunningService, image_dir: tuple[Path, str]) -> Deployed:
-    app, agent = free_port(), free_port()
+    app, agent, ssh = free_port(), free_port(), free_port()
     made = service.call(
         "prpc/CreateVm",
         name="system-test",
@@ -93,9 +96,11 @@ def vm(service: RunningService, image_dir: tuple[Path, str]) -> Deployed:
         ports=[
             {"protocol": "tcp", "host_port": app, "vm_port": 80},
             {"protocol": "tcp", "host_port": agent, "vm_port": 8090},
+            {"protocol": "tcp", "host_port": ssh, "vm_port": 22},
         ],
     )
-    deployed = Deployed(service, made["id"], f"http://127.0.0.1:{app}", f"http://127.0.0.1:{agent}")
+    urls = f"http://127.0.0.1:{app}", f"http://127.0.0.1:{agent}"
+    deployed = Deployed(service, made["id"], *urls, ssh)
     service.wait_for(deployed.vm_id, within_s=BOOT_S, boot_progress="done")
     return deployed
 
@@ -109,6 +114,19 @@ def test_the_app_in_the_vm_answers_and_its_evidence_verifies(vm: Deployed) -> No
     assert said["app_id"] == info["app_id"]
     assert said["instance_id"] == info["instance_id"]
     assert info["simulated_tee"] == "dstack-tdx"
+
+
+def test_a_vm_that_is_no_runs_takes_no_job_and_has_no_ssh_server(vm: Deployed) -> None:
+    for call in ("SubmitJob", "StopJob", "ReleaseJob"):
+        with pytest.raises(Upstream, match=f"unknown method: {call}"):
+            channel.ask(vm.folder, call, {"id": "x", "command": ["true"]})
+
+    with socket.create_connection(("127.0.0.1", vm.ssh_port), timeout=20) as caller:
+        try:
+            said = caller.recv(64)
+        except ConnectionResetError:
+            said = b""
+    assert said == b""
 
 
 def test_the_verifier_of_its_host_says_that_the_vm_is_valid(vm: Deployed) -> None:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import base64
+import shutil
+from dataclasses import replace
 from typing import Any
 
+from accounts.roles import ProjectRole
+from core.config import Config
+from core.config_runs import RunsConfig
+from models.base import Database
 from tests.api.runs.conftest import Api, Host, begin
+from tests.api.runs.test_wire import issue
 from tests.common.waiting import until
+from vmm.schemas import StatusQuery
 from vmm.service import Vms
 
 
@@ -151,7 +159,7 @@ def test_a_fleet_keeps_its_least_nodes_and_ends_them_when_deleted(
         return [each["status"] for each in api.ask("fleets/get", {"name": "warm"})["instances"]]
 
     until(lambda: statuses() == ["idle"], seconds=20)
-    assert len(vms.status(_all())["vms"]) == 1
+    assert len(vms.status(StatusQuery())["vms"]) == 1
 
     api.ask("fleets/delete", {"names": ["warm"]})
 
@@ -159,13 +167,7 @@ def test_a_fleet_keeps_its_least_nodes_and_ends_them_when_deleted(
         return api.post("fleets/get", {"name": "warm"}).status_code == 400
 
     until(gone, seconds=20)
-    assert vms.status(_all())["vms"] == []
-
-
-def _all() -> Any:
-    from vmm.schemas import StatusQuery
-
-    return StatusQuery()
+    assert vms.status(StatusQuery())["vms"] == []
 
 
 def test_an_idle_instance_ends_after_its_time(api: Api, background: Host) -> None:
@@ -237,3 +239,86 @@ def test_a_service_has_its_replicas_and_a_path(api: Api, background: Host) -> No
     assert [job["job_spec"]["replica_num"] for job in run["jobs"]] == [0, 1]
     api.ask("runs/stop", {"runs_names": ["web"], "abort": True})
     api.until("web", "terminated")
+
+
+def test_a_run_is_stopped_at_once_while_its_vm_boots(api: Api, vms: Vms, sweeper: None) -> None:
+    host = begin(vms, boots=False)
+    try:
+        api.fleet()
+        api.run("true", name="early")
+        until(lambda: host.executor.waiting, seconds=20)
+
+        api.ask("runs/stop", {"runs_names": ["early"], "abort": False})
+
+        assert api.until("early", "terminated", "failed")["status"] == "terminated"
+        (vm_id,) = host.executor.waiting
+        host.executor.waiting.clear()
+        host.executor.boot(vm_id)
+        until(lambda: _instances(api)[0]["status"] == "idle", seconds=20)
+    finally:
+        host.end()
+
+
+def _instances(api: Api) -> Any:
+    return api.ask("fleets/get", {"name": "default"})["instances"]
+
+
+def test_a_job_that_says_too_much_is_ended(api: Api, background: Host) -> None:
+    background.scheduler.config = replace(
+        background.scheduler.config, runs=RunsConfig(log_quota=100)
+    )
+    api.fleet()
+    api.run("for i in $(seq 100); do echo a line of text; done; sleep 100", name="loud")
+
+    run = api.until("loud", "failed", "terminated")
+
+    assert run["latest_job_submission"]["termination_reason"] == "log_quota_exceeded"
+
+
+def test_without_an_image_the_job_says_so(api: Api, config: Config, background: Host) -> None:
+    shutil.rmtree(config.image.path)
+    api.fleet()
+    api.run("true", name="bare")
+
+    run = api.until("bare", "failed")
+
+    last = run["latest_job_submission"]
+    assert last["termination_reason"] == "creating_container_error"
+    assert "casemate image build" in last["termination_reason_message"]
+
+
+def test_a_boot_that_fails_shows_the_end_of_the_console(api: Api, vms: Vms, sweeper: None) -> None:
+    host = begin(vms, boots=False)
+    try:
+        api.fleet()
+        api.run("true", name="broken")
+        (vm_id,) = until(lambda: list(host.executor.waiting), seconds=20)
+        log = vms.reconciler.workdir(vm_id).log("serial")
+        log.write_text("one\ntwo\nKernel panic - not syncing\n\n")
+
+        host.scheduler.on_lost(vm_id, "the boot failed")
+
+        last = api.until("broken", "failed")["latest_job_submission"]
+        assert last["termination_reason"] == "creating_container_error"
+        assert last["termination_reason_message"].endswith("two\nKernel panic - not syncing")
+    finally:
+        host.end()
+
+
+def test_an_idle_vm_of_another_user_makes_room(
+    api: Api, database: Database, background: Host
+) -> None:
+    api.fleet()
+    api.run("true", name="mine")
+    first = api.until("mine", "done")
+    bob = Api(api.client, issue(database, "bob", ProjectRole.USER))
+    bob.run("true", name="theirs")
+
+    second = api.until("theirs", "done", "failed")
+
+    assert second["status"] == "done"
+    ids = [
+        each["latest_job_submission"]["job_provisioning_data"]["instance_id"]
+        for each in (first, second)
+    ]
+    assert ids[0] != ids[1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -21,7 +22,6 @@ from models.job import Job
 from models.vm import Vm
 from secretvm import balancer as balancing
 from secretvm import duties, jobs
-from secretvm.balancer import Balancer
 from secretvm.cluster_jobs import Tender
 from secretvm.front import Traffic
 from tests.api.secretvm.conftest import COMPOSE, Tenant
@@ -75,9 +75,10 @@ def cluster_form(**fields: Any) -> dict[str, Any]:
     """The fields of a cluster that is accepted."""
     wanted = {"clusterName": "shop", "vmTypeId": "small", "vmCount": "2", "backendScheme": "http"}
     wanted |= {"backendPort": "80", "healthCheckScheme": "http", "healthCheckInterval": "1"}
-    form = {name: value for name, value in {**wanted, **fields}.items() if value is not None}
-    compose = form.pop("dockercompose", COMPOSE)
-    return {**form, "dockercompose": (BytesIO(compose), "compose.yml")} if compose else form
+    form = {"dockercompose": COMPOSE, **wanted, **fields}
+    compose = form.pop("dockercompose")
+    form |= {"dockercompose": (BytesIO(compose), "compose.yml")} if compose else {}
+    return {name: value for name, value in form.items() if value is not None}
 
 
 def ask(tenant: Tenant, **fields: Any) -> TestResponse:
@@ -111,8 +112,6 @@ def written(tenant: Tenant, database: Database, **fields: Any) -> str:
 
 
 def base64_of(text: bytes) -> str:
-    import base64
-
     return base64.b64encode(text).decode()
 
 
@@ -239,14 +238,21 @@ def test_a_cluster_is_counted_and_measured(working: None, alice: Tenant) -> None
     metrics = alice.get(f"{path}/metrics", headers={"Accept": "text/plain"})
     series = alice.get(f"{path}/metrics").json["series"]
 
-    assert (empty["total_requests"], empty["avg_latency_ms"], empty["p95_latency_ms"]) == (0, None, None)
+    assert (empty["total_requests"], empty["avg_latency_ms"], empty["p95_latency_ms"]) == (
+        0,
+        None,
+        None,
+    )
     assert traffic["status_codes"] == {"200": 8, "401": 2}
     assert traffic["avg_latency_ms"] >= 0 and traffic["bandwidth_out_bytes"] > 0
     assert [each["requests"] for each in stats["backends"]] == [6, 2]
     assert [(each["status"], each["weight"]) for each in backends] == [("UP", 3), ("UP", 1)]
     assert {each["checkStatus"] for each in backends} == {"L7OK"}
     assert metrics.mimetype == "text/plain"
-    assert f'casemate_cluster_requests_total{{cluster="{cluster["id"]}",code="200"}} 8.0' in metrics.text
+    assert (
+        f'casemate_cluster_requests_total{{cluster="{cluster["id"]}",code="200"}} 8.0'
+        in metrics.text
+    )
     ended = series["casemate_cluster_latency_seconds_count"]
     assert ended == [{"labels": {"cluster": cluster["id"]}, "value": 10.0}]
 
@@ -263,7 +269,9 @@ def test_without_haproxy_the_reads_of_the_balancer_are_503_and_say_why(
         answer = alice.get(f"{path}/{read}")
         assert (answer.status_code, answer.json["statusCode"]) == (503, 503)
         assert "not installed" in answer.json["message"]
-    assert [each["status"] for each in alice.get(f"{path}/backends").json["backends"]] == ["UNKNOWN"]
+    assert [each["status"] for each in alice.get(f"{path}/backends").json["backends"]] == [
+        "UNKNOWN"
+    ]
     shown = alice.get(path).json
     assert shown["loadBalancer"] is None and "not installed" in shown["loadBalancerError"]
 
@@ -372,7 +380,11 @@ def test_a_new_cluster_is_pending_with_the_documented_defaults(
     told = alice.get(f"/cluster/{cluster_id}").json
 
     assert told["status"] == "pending"
-    assert (told["strategy"], told["stickySession"], told["weights"]) == ("roundrobin", False, [1, 1])
+    assert (told["strategy"], told["stickySession"], told["weights"]) == (
+        "roundrobin",
+        False,
+        [1, 1],
+    )
     assert (told["backendScheme"], told["backendPort"]) == ("https", 443)
     check = {"scheme": "https", "path": "/cpu", "port": 29343, "interval": 5, "timeout": 5}
     assert told["healthCheck"] == check
@@ -550,3 +562,15 @@ def test_the_password_is_kept_only_as_a_hash(
     assert b"xyzzy-plugh-42" not in kept
     with database.reading() as session:
         assert session.scalars(select(Cluster.password_hash)).one().startswith("$6$")  # type: ignore[union-attr]
+
+
+def test_no_call_goes_without_a_key(app: Flask) -> None:
+    client, seen = app.test_client(), 0
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint.startswith("clusters."):
+            path = rule.rule.replace("<cluster_id>", "x").replace("<vm_id>", "y")
+            for method in {"GET", "POST", "PUT", "DELETE"} & set(rule.methods or ()):
+                answer = client.open(path, method=method, headers={"x-api-key": "wrong"})
+                assert (answer.status_code, set(answer.json)) == (401, {"statusCode", "message"})
+                seen += 1
+    assert seen == 12

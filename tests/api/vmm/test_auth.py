@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 
 from accounts import directory
 from accounts.roles import GlobalRole, ProjectRole
-from app import create_app
+from app import PAGES, SECRETVM, SURFACES, VMM, Surface, create_app
 from core.config import AuthConfig, Config
 from image.registry import Image
 from models.base import Database
@@ -38,20 +38,62 @@ PASSWORD = "correct horse"
 # 0 is any answer but a refusal of that caller.
 OPERATORS = {
     "nobody": 401, "wrong": 401, "stranger": 403, "member": 403, "operator": 0, "browser": 401,
+    "tenant": 401,
 }  # fmt: skip
 OPEN = dict.fromkeys(OPERATORS, 0)
+# Whoever has a key: what is another's is not found, and that is tested with each interface.
+TENANTS = {**dict.fromkeys(OPERATORS, 401), "stranger": 0, "member": 0, "operator": 0}
+TENANTS_PAGES = {**dict.fromkeys(OPERATORS, 302), "browser": 0, "tenant": 0}
+# The keys of a refusal, by surface.
+BODIES = ((VMM, {"message", "error"}), (SECRETVM, {"statusCode", "message"}))
 ROWS: dict[str, dict[str, int]] = {
     "vmm.": OPERATORS,
     "guest.": OPERATORS,
     "metrics.": OPERATORS,
-    "logs.": {**OPERATORS, "member": 0, "browser": 0},
-    "openapi.": {**OPERATORS, "stranger": 0, "member": 0, "browser": 0},
+    "logs.": {**OPERATORS, "member": 0, "browser": 0, "tenant": 0},
+    "openapi.": {**OPERATORS, "stranger": 0, "member": 0, "browser": 0, "tenant": 0},
     # Pages take a browser's session alone, whatever token a header shows.
-    "console.": {**dict.fromkeys(OPERATORS, 302), "browser": 0},
+    "console.": {**dict.fromkeys(OPERATORS, 302), "browser": 0, "tenant": 403},
+    "console.index": {**dict.fromkeys(OPERATORS, 302), "browser": 0},  # leads a tenant to theirs
+    "secretvm_console.": TENANTS_PAGES,
+    "apps_console.": TENANTS_PAGES,
+    "runs_console.": TENANTS_PAGES,
+    "secretvm_console.verifier": OPEN,
+    "secretvm_console.examine": OPEN,
     "console.sign_in_page": OPEN,
     "console.sign_in": dict.fromkeys(OPERATORS, 401),
     "static": OPEN,
     "verify.": OPEN,
+    "verification.": OPEN,
+    "apps.": TENANTS,
+    "cvms.": TENANTS,
+    "cvm_updates.": TENANTS,
+    "app_host.": TENANTS,
+    # Needs no key but a link that the service made, which nobody has here.
+    "app_logs.": dict.fromkeys(OPERATORS, 401),
+    "secretvm.": TENANTS,
+    "clusters.": TENANTS,
+    "secretvm.terminate": {**TENANTS, "member": 403},
+    "secretvm.add_funds": {
+        **dict.fromkeys(OPERATORS, 501),
+        "nobody": 401,
+        "wrong": 401,
+        "browser": 401,
+        "tenant": 401,
+    },
+    # Its clients know a wrong token by 403; who may do what in a project is tested with the interface.
+    "runs": {**TENANTS, "wrong": 403},
+    "runs_server.": OPEN,
+    "runs_document.": OPEN,
+    "secretvm.session": OPEN,
+    "secretvm.types": OPEN,
+    "secretvm.vm_templates": OPEN,
+    "secretvm.all_templates": OPEN,
+    "secretvm.encryption_keys": OPEN,
+    "secretvm.public_eip8004": OPEN,
+    "secretvm.prices_of_models": OPEN,
+    "secretvm.coin_price": OPEN,
+    "secretvm.coin_price_history": OPEN,
 }
 
 
@@ -107,12 +149,18 @@ def kinds(database: Database, config: Config, app: Flask) -> dict[str, list[dict
         ],
     }
     join(database, "bob", "main")
+    callers["browser"] = [signed_in(app, TOKEN)]
+    callers["tenant"] = [signed_in(app, callers["member"][0]["Authorization"].split()[1])]
+    return callers
+
+
+def signed_in(app: Flask, token: str) -> dict[str, str]:
+    """The headers of a browser whose person gave a token."""
     browser = app.test_client()
-    browser.post("/sign-in", data={"token": TOKEN})
+    browser.post("/sign-in", data={"token": token})
     cookie = browser.get_cookie("session")
     assert cookie is not None
-    callers["browser"] = [{"Cookie": f"session={cookie.value}"}]
-    return callers
+    return {"Cookie": f"session={cookie.value}"}
 
 
 def calls(app: Flask, vm_id: str) -> Iterator[tuple[Rule, str, str]]:
@@ -151,13 +199,20 @@ def test_every_route_is_for_whom_its_row_says(
                     assert not answer.data, what  # Flask's own: it names the methods
                 elif row(rule.endpoint) is OPEN:
                     assert_is(answer, 0, what)
-                elif kind == "browser" and method not in ("GET", "HEAD"):
+                elif "X-Admin-Token" in headers and surface_of(path).for_tenants:
+                    assert_is(answer, 401, what)  # a header of the VMM's alone
+                elif kind in ("browser", "tenant") and method not in ("GET", "HEAD"):
                     # It came from no page of ours.
                     assert answer.status_code in (401, 403, 405), what
                 else:
                     assert_is(answer, row(rule.endpoint)[kind], what)
         seen.add(rule.endpoint)
     assert {"vmm.call", "guest.call", "logs.logs", "console.index", "static"} <= seen
+
+
+def surface_of(path: str) -> Surface:
+    """The surface that a path belongs to."""
+    return next((each for each in SURFACES if each.has(path)), VMM)
 
 
 def assert_is(answer: TestResponse, expected: int, what: object) -> None:
@@ -167,13 +222,15 @@ def assert_is(answer: TestResponse, expected: int, what: object) -> None:
         assert answer.status_code not in (500, 501, 505), (what, answer.text)
         return
     assert answer.status_code == expected, (what, answer.text)
-    if expected == 302 or answer.request.path == "/sign-in":
+    surface = surface_of(answer.request.path)
+    if expected == 302 or surface is PAGES:
         return
     if expected == 401:
-        assert answer.headers["WWW-Authenticate"] == 'Basic realm="casemate"'
+        assert answer.headers["WWW-Authenticate"] == surface.challenge
     if answer.request.method != "HEAD":
         assert answer.json is not None, what
-        assert set(answer.json) == {"message", "error"}
+        for one, keys in BODIES:
+            assert surface is not one or set(answer.json) == keys, what
 
 
 @pytest.mark.parametrize("kind", ["stranger", "member"])
@@ -326,14 +383,55 @@ def test_an_operator_who_is_put_out_is_out_with_token_and_browser(
     assert client.get("/").status_code == 302
 
 
-def test_a_tenant_is_told_that_the_pages_are_not_theirs(
+def test_a_tenant_who_signs_in_sees_the_pages_of_tenants_alone(
     client: FlaskClient, database: Database
 ) -> None:
     answer = client.post("/sign-in", data={"token": issue(database, "alice")})
 
-    assert answer.status_code == 403
-    assert "pages are for operators, and alice is none" in answer.text
-    assert client.get("/").status_code == 302
+    assert (answer.status_code, answer.location) == (302, "/")
+    assert client.get("/").location == "/console/apps"
+    refusal = client.get("/console/images")
+    assert refusal.status_code == 403
+    assert "this page is for operators, and alice is none" in refusal.text
+    shown = client.get("/console/apps").text
+    assert "alice" in shown and "/console/images" not in shown and "/console/deploy" not in shown
+
+
+@pytest.mark.parametrize("end", ["revoke", "deactivate", "put out of the project"])
+def test_a_tenant_who_is_put_out_sees_no_page_of_theirs_any_more(
+    client: FlaskClient, database: Database, end: str
+) -> None:
+    token, vm_id = issue(database, "bob"), create_with_token(client)
+    join(database, "bob", "main")
+    client.post("/sign-in", data={"token": token})
+    assert vm_id in client.get("/console/apps").text
+
+    with database.writing() as session:
+        bob = directory.user_named(session, "bob")
+        if end == "revoke":
+            directory.revoke_token(session, directory.tokens_of(session, bob)[0].id)
+        elif end == "deactivate":
+            directory.change_user(session, bob, active=False)
+        else:
+            directory.remove_member(session, directory.project_named(session, "main"), bob)
+
+    answer = client.get("/console/apps")
+    assert vm_id not in answer.text
+    assert answer.status_code == (200 if end.startswith("put") else 302)
+
+
+def test_without_authentication_what_is_somebodys_wants_a_token_all_the_same(
+    config: Config, host: Host, database: Database, image: Image
+) -> None:
+    app = create_app(replace(config, auth=AuthConfig(False)), host)
+    client = app.test_client()
+
+    assert client.get("/").status_code == 200
+    for path in ("/console/apps", "/console/clusters", "/console/runs", "/console/keys"):
+        assert client.get(path).location == f"/sign-in?next={path}"
+    client.post("/sign-in", data={"token": issue(database, "alice")})
+    assert "alice" in client.get("/console/keys").text
+    assert client.get("/console/images").status_code == 403
 
 
 def test_a_password_signs_in_too(client: FlaskClient) -> None:

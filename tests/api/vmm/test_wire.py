@@ -305,3 +305,19 @@ def body(answer: Any) -> dict[str, Any]:
     assert answer.json is not None, answer.text
     found: dict[str, Any] = answer.json
     return found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("OPTIONS", "/prpc/Status", 405),
+        ("OPTIONS", "/verify", 405),
+        ("GET", "/prpc//Status", 404),
+    ],
+)
+def test_what_is_no_call_is_refused_as_json(
+    client: FlaskClient, method: str, path: str, status: int
+) -> None:
+    answer = client.open(path, method=method)
+
+    assert (answer.status_code, answer.is_json) == (status, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -275,7 +276,10 @@ def test_a_report_that_names_no_known_processor_is_a_reason(
 
 
 def test_a_kds_that_refuses_or_is_not_there_is_a_reason(service: Service, report: Report) -> None:
-    for url, why in ((service.url, "status 404"), ("http://127.0.0.1:1", "the KDS cannot be reached")):
+    for url, why in (
+        (service.url, "status 404"),
+        ("http://127.0.0.1:1", "the KDS cannot be reached"),
+    ):
         with pytest.raises(NotGenuine, match=why):
             collateral.service(kds_url=url)(report)
 
@@ -285,3 +289,75 @@ def test_a_kds_that_answers_with_nonsense_is_a_reason(service: Service, report: 
 
     with pytest.raises(Malformed, match="cannot be read"):
         collateral.service(kds_url=service.url)(report)
+
+
+def test_a_processors_certificates_outlive_the_process(report: Report, tmp_path: Path) -> None:
+    asked = []
+
+    def fetch(question: Claim | Report) -> Fetched:
+        asked.append(question)
+        return Fetched("chain", 200.0)
+
+    for moment in (100.0, 199.0, 200.0):
+        kept = collateral.OnDisk(tmp_path / "kept", fetch, lambda moment=moment: moment)  # type: ignore[misc]
+        assert kept(report).text == "chain"
+    # The third came when the first answer had ended.
+    assert len(asked) == 2
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_refusal_is_kept_for_some_minutes(report: Report, tmp_path: Path) -> None:
+    now, asked = 100.0, []
+
+    def fetch(question: Claim | Report) -> Fetched:
+        asked.append(question)
+        raise NotGenuine("collateral: the KDS does not give it")
+
+    kept = collateral.OnDisk(tmp_path, fetch, lambda: now)
+    for _ in range(3):
+        with pytest.raises(NotGenuine, match="the KDS does not give it"):
+            kept(report)
+    assert len(asked) == 1
+    now += collateral.REFUSAL_LIFETIME_S
+    with pytest.raises(NotGenuine):
+        kept(report)
+    assert len(asked) == 2
+
+
+def test_what_somebody_wrote_into_the_folder_is_asked_anew(report: Report, tmp_path: Path) -> None:
+    kept = collateral.OnDisk(tmp_path, lambda _: Fetched("chain", 200.0), lambda: 100.0)
+    kept(report)
+    for text in ("", "[]", '{"text": 5}', "x"):
+        next(tmp_path.iterdir()).write_text(text)
+        assert kept(report).text == "chain"
+
+
+def test_strangers_do_not_fill_the_disk(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collateral, "MAX_KEPT", 3)
+    kept = collateral.OnDisk(tmp_path, lambda _: Fetched("chain", 200.0), lambda: 100.0)
+    for number in range(6):
+        kept(dataclasses.replace(report, chip_id=bytes([number]) * 64))
+
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_list_of_revoked_keys_comes_from_the_kds_once(service: Service, report: Report) -> None:
+    service.answers = {"/vcek/v1/Milan/crl": (200, evidence.revocations(), {})}
+    source = collateral.revocations(service.url)
+
+    assert source(report) == source(report)
+    assert source(report).startswith("-----BEGIN X509 CRL-----")
+    assert service.asked == ["/vcek/v1/Milan/crl"]
+
+
+def test_what_is_no_list_of_revoked_keys_is_a_reason(service: Service, report: Report) -> None:
+    service.answers = {"/crl": (200, b"none", {})}
+    with pytest.raises(Malformed):
+        collateral.revocations(service.url)(report)
+    service.answers = {}
+    with pytest.raises(NotGenuine, match="status 404"):
+        collateral.revocations(service.url)(report)
+    with pytest.raises(NotGenuine, match="no source"):
+        collateral.revocations()(report)

@@ -99,6 +99,7 @@ def test_every_field_is_read() -> None:
         secure_time=True,
         launch_token_hash="outer",
         requirements={"launch_token_hash": "inner", "require_digest": True, "more": 1},
+        runner_ssh=True,
     )
 
     assert parsed == AppCompose(
@@ -124,6 +125,7 @@ def test_every_field_is_read() -> None:
         "inner",
         True,
         {"launch_token_hash": "inner", "require_digest": True, "more": 1},
+        True,
     )
     assert isinstance(hash(parsed), int)
 
@@ -336,3 +338,41 @@ def test_any_bytes_are_read_or_refused_as_invalid(raw: bytes) -> None:
     except Invalid:
         return
     assert isinstance(json.loads(raw), dict)
+
+
+def secretvm(**table: object) -> compose.SecretVm | None:
+    return AppCompose.parse(json.dumps({"secretvm": table}).encode()).secretvm
+
+
+def test_the_secretvm_table_is_read() -> None:
+    assert AppCompose.parse(b"{}").secretvm is None
+    assert secretvm() == compose.SecretVm()
+    found = secretvm(environment="dev", private=True, upgradeable=True, dev_token_sha256="AB" * 32)
+    assert found == compose.SecretVm(
+        "dev", frozenset(compose.PRIVATE_PAGES), False, True, b"\xab" * 32
+    )
+
+
+def test_the_mask_of_private_mode_names_pages_in_their_order() -> None:
+    for number, name in enumerate(compose.PRIVATE_PAGES):
+        mask = "".join("1" if place == number else "0" for place in range(5))
+        found = secretvm(private=mask)
+        assert found is not None
+        assert found.closed == {name}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("private", "1111"),
+        ("private", "00002"),
+        ("private", 1),
+        ("environment", 5),
+        ("persistent", "yes"),
+        ("docker_files_sha256", "ab"),
+        ("dev_token_sha256", "zz" * 32),
+    ],
+)
+def test_a_bad_field_of_the_secretvm_table_is_named(field: str, value: object) -> None:
+    with pytest.raises(Invalid, match=f"secretvm: {field}: must be"):
+        secretvm(**{field: value})

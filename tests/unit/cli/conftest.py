@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flask import Flask
 from flask.testing import FlaskClient
 
 from cli.client import Client
 from cli.main import casemate
 from core import k256
+from core.config import Config
 from guest import env
+from tests.api.runs.conftest import Host, background, sweeper  # noqa: F401 - fixtures
+from tests.common.runs_site import Site, served
 
 ROOT = bytes(range(1, 33))
 SIGNER = k256.public_key(ROOT).hex()
@@ -92,3 +97,33 @@ def run(wired: Wired) -> Callable[..., Result]:
         return done
 
     return invoke
+
+
+@pytest.fixture
+def stranger_site(
+    app: Flask,
+    config: Config,
+    background: Host,  # noqa: F811 - the fixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Site]:
+    """A host of runs that the command line has not been told of."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DSTACK_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with served(app) as url:
+        site = Site(
+            url, (config.data_dir / "admin-token").read_text().strip(), tmp_path, background
+        )
+        yield site
+        for each in site.started:
+            each.kill()
+            each.communicate()
+
+
+@pytest.fixture
+def site(stranger_site: Site) -> Site:
+    """A host of runs whose project main is the default one."""
+    site = stranger_site
+    site.run("project", "add", "--name", "main", "--url", site.url, "--token", site.token, "-y")
+    return site

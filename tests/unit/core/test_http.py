@@ -102,6 +102,10 @@ def test_a_peer_that_says_nothing_to_tls_is_cut_off_in_time(play: Play) -> None:
         (answer(b"[1]"), "did not answer with a JSON object"),
         (answer(b"x" * (ANSWER_LIMIT + 1)), "answered with more than 1048576 bytes"),
         (lambda connection: connection.sendall(b"\0\1\2"), "cannot be reached"),
+        (
+            lambda connection: connection.recv(65536) and connection.sendall(b"\0secret\r\n"),
+            "cannot be reached: it does not speak HTTP",
+        ),
         (lambda connection: None, "cannot be reached"),
         (
             answer(b"", b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n"),

@@ -188,3 +188,38 @@ def test_an_engine_that_breaks_off_ends_the_log(stand_in: StandIn, engine: Engin
 
     assert frames[0].data == b"whole\n"
     assert b"".join(each.data for each in frames[1:]) == b"x" * 12
+
+
+def test_the_logs_of_a_services_containers_are_one_text(stand_in: StandIn, engine: Engine) -> None:
+    stand_in.name = LISTED["Id"]
+
+    assert engine.merged_logs("", 5) == engine.merged_logs("web", 5) == "out\nerr\n"
+    assert "tail=5" in stand_in.asked[-1]
+    assert engine.merged_logs("other", 5) == ""
+
+
+def test_a_merged_log_has_an_end(
+    stand_in: StandIn, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.name = LISTED["Id"]
+    monkeypatch.setattr("guest.containers.MERGED_LOG", 3)
+
+    assert engine.merged_logs("", 5) == "rr\n"
+
+
+@pytest.mark.parametrize(
+    ("service", "container", "is_its"),
+    [
+        ("web", "dstack-web-1", True),
+        ("web", "dstack_web_1", True),
+        ("web", "web", True),
+        ("web", "webber-1", False),
+        ("web", "dstack-web-db-1", False),
+        ("w.b", "dstack-web-1", False),
+        ("", "anything", True),
+    ],
+)
+def test_a_container_belongs_to_the_service_in_its_name(
+    service: str, container: str, is_its: bool
+) -> None:
+    assert containers.is_of(service, container) is is_its

@@ -7,6 +7,7 @@ from attest import lite, snp_launch
 from attest.os_image import KnownImage
 from image import build, known, manifest
 from tests.common import rows
+from tests.common.evidence import MEASURED
 from tests.unit.cli.test_measure import image
 
 
@@ -78,3 +79,27 @@ def test_an_older_image_whose_firmware_is_none_is_known_without_measurement(tmp_
     found = known.finder(tmp_path)(hash_of(folder))
     assert found is not None
     assert found.tdx is None
+
+
+def test_an_image_is_known_by_the_registers_of_its_vms(tmp_path: Path) -> None:
+    folder = tmp_path / "small-1.0.0"
+    folder.mkdir()
+    files = {"bzImage": b"k", "initrd": b"i", lite.FILE: lite.encode(MEASURED)}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    metadata = {"version": "1.0.0", "kernel": "bzImage", "initrd": "initrd", "is_dev": True}
+    digest = manifest.write(folder, metadata, list(files))
+    acpi = (b"\x01" * 48, b"\x02" * 48, b"\x03" * 48)
+
+    for single_pass in (True, False):
+        for memory_gb in (2, 3, 64):
+            made = lite.registers(MEASURED, memory_gb * 1024**3, acpi, single_pass=single_pass)
+            (found,) = known.measured(tmp_path, (made.mrtd, *made.rtmrs), acpi)
+            assert (found.size, found.environment, found.version, found.rootfs.hex()) == (
+                f"{memory_gb}gb",
+                "dev",
+                "1.0.0",
+                digest,
+            )
+    made = lite.registers(MEASURED, 2 * 1024**3, acpi, single_pass=True)
+    assert known.measured(tmp_path, (made.mrtd, *made.rtmrs), acpi[::-1]) == []

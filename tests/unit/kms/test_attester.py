@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from attest import envelope
 from attest.verified import Trust, verify_evidence
 from core.errors import Upstream
 from kms import attester
-from kms.attester import Agent, Simulated
+from kms.attester import COLLATERAL, Agent, Simulated
 from kms.settings import CoreSettings, Settings
 from tests.unit.kms.conftest import Guest
 
@@ -95,3 +96,17 @@ def test_a_simulated_kms_stays_the_same_and_says_what_it_is(tmp_path: Path) -> N
     assert all(boot.is_valid and boot.root == "simulated" for boot in boots)
     assert boots[0].boot_info == boots[1].boot_info != boots[2].boot_info
     assert (tmp_path / "tee/seed").stat().st_mode & 0o777 == 0o600
+
+
+def test_old_collateral_of_a_simulated_kms_is_written_anew(tmp_path: Path) -> None:
+    kms = Simulated(tmp_path / "tee")
+    file = tmp_path / "tee" / COLLATERAL
+    file.write_text("old")
+    kms.attestation(bytes(64))
+    young = file.read_text()
+
+    os.utime(file, (0, 0))
+    kms.attestation(bytes(64))
+
+    assert young == "old"
+    assert json.loads(file.read_text())["tcb_info"]

@@ -123,12 +123,8 @@ def broken(keys: Keys) -> dict[str, Given]:
         "a key that is no key": Given(
             secrets_encrypted=good, secrets_key=wrapped(keys, b"not 44 characters")
         ),
-        "no salt": Given(
-            secrets_encrypted=base64.b64encode(bent[8:]).decode(), secrets_key=key
-        ),
-        "cut off": Given(
-            secrets_encrypted=base64.b64encode(bent[:-3]).decode(), secrets_key=key
-        ),
+        "no salt": Given(secrets_encrypted=base64.b64encode(bent[8:]).decode(), secrets_key=key),
+        "cut off": Given(secrets_encrypted=base64.b64encode(bent[:-3]).decode(), secrets_key=key),
     }
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from core import prpc
 from core.config import AutoRestartConfig, Config, LogConfig
+from core.messages import Report
 from image.registry import Image
 from models.base import Database
 from models.vm import Vm
@@ -405,3 +406,38 @@ def test_it_ends_with_its_parent(vms: Vms) -> None:
     finally:
         if process.is_alive(child):
             os.kill(pid, signal.SIGKILL)
+
+
+class Listening:
+    """A duty that takes what runners report."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, Report]] = []
+
+    def start(self) -> None:
+        """Has nothing to begin."""
+
+    def stop(self) -> None:
+        """Has nothing to end."""
+
+    def heard(self, vm_id: str, report: Report) -> int:
+        self.reports.append((vm_id, report))
+        return 7
+
+
+def test_what_a_runner_reports_goes_to_the_duty_that_hears_it(vms: Vms) -> None:
+    duty = Listening()
+    rows.behave(
+        vms.config.run_path,
+        say=[json.dumps({"id": 1, "method": "Job", "params": {"id": "job", "stage": "running"}})],
+    )
+    vm_id = vms.create(wanted())
+    background = Background(vms, [duty])
+
+    def heard() -> bool:
+        background.sweep()
+        background.serve(0.05)
+        return bool(duty.reports)
+
+    until(heard)
+    assert duty.reports == [(vm_id, Report("job", "running"))]

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import math
+import socket
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.base import Database
+from models.cluster import ClusterCount
+from secretvm import traffic
+from secretvm.traffic import Stream, Tally, Totals
+from tests.common.backends import add_cluster
+
+LINE = "c1 n1 200 1234 56 0 7 9 --"
+
+
+def counted(*lines: str) -> Tally:
+    tally: Tally = {}
+    for line in lines:
+        traffic.count(tally, line)
+    return tally
+
+
+def totals_of(*milliseconds: int) -> Totals:
+    lines = [f"c1 n1 200 10 10 0 {ms} {ms} --" for ms in milliseconds]
+    counts = counted(*lines).get("c1", Counter())
+    return Totals(
+        requests=counts["requests"],
+        bytes_in=0,
+        bytes_out=0,
+        answered=counts["answered"],
+        milliseconds=counts["ms"],
+        codes={},
+        buckets={each: counts[f"le:{each}"] for each in traffic.BUCKETS_MS},
+    )
+
+
+def test_a_line_is_counted() -> None:
+    counts = counted(LINE, LINE, "c1 n2 404 100 50 0 7 9 --")["c1"]
+
+    assert counts["requests"] == counts["answered"] == 3
+    assert (counts["out"], counts["in"], counts["ms"]) == (2568, 162, 27)
+    assert (counts["code:200"], counts["code:404"]) == (2, 1)
+    assert sum(count for name, count in counts.items() if name.startswith("le:")) == 3
+
+
+def test_an_aborted_request_has_neither_code_nor_latency() -> None:
+    counts = counted("c1 n1 -1 0 56 0 -1 12 CH")["c1"]
+
+    assert counts == {"requests": 1, "in": 56, "out": 0}
+
+
+def test_sizes_that_were_still_growing_count() -> None:
+    assert counted("c1 n1 200 +1234 56 0 +7 +9 --")["c1"]["out"] == 1234
+
+
+@pytest.mark.parametrize("line", ["", "x", "c1 n1 200", LINE + " more", LINE.replace("200", "?")])
+def test_what_is_no_line_of_ours_is_passed_over(line: str) -> None:
+    assert counted(line) == {}
+
+
+@given(st.text())
+def test_no_text_breaks_the_counting(text: str) -> None:
+    counted(text)
+
+
+def test_before_the_first_request_there_is_no_latency() -> None:
+    empty = totals_of()
+
+    assert (empty.average_ms, empty.percentile_ms(0.95)) == (None, None)
+
+
+def test_a_percentile_is_right_to_a_tenth() -> None:
+    totals = totals_of(*range(1, 1001))
+
+    assert totals.average_ms == 500.5
+    for share in (0.5, 0.9, 0.95, 0.99):
+        found = totals.percentile_ms(share)
+        assert found is not None and found == pytest.approx(share * 1000, rel=0.1)
+
+
+@given(st.lists(st.integers(0, 400_000), min_size=1, max_size=50))
+def test_a_percentile_lies_between_none_and_all(milliseconds: list[int]) -> None:
+    totals = totals_of(*milliseconds)
+
+    found = totals.percentile_ms(0.95)
+
+    assert found is not None and 0 <= found <= max(milliseconds) * 1.26 + 1
+
+
+def test_buckets_grow_and_end_with_all() -> None:
+    finite = traffic.BUCKETS_MS[:-1]
+
+    assert list(finite) == sorted(set(finite))
+    assert traffic.BUCKETS_MS[-1] == math.inf and finite[-1] > 300_000
+
+
+def framed(*lines: str) -> bytes:
+    return b"".join(f"{len(line)} {line}".encode() for line in lines)
+
+
+def streamed(*pieces: bytes) -> list[str]:
+    """What a stream gives of what comes over it in pieces."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    stream, found = Stream(ours), []
+    with ours, theirs:
+        for piece in pieces:
+            theirs.sendall(piece)
+            found += list(stream.lines() or ())
+        theirs.close()
+        assert stream.lines() is None
+    return found
+
+
+@given(st.integers(1, 7))
+def test_lines_come_whole_however_the_stream_is_cut(size: int) -> None:
+    data = framed(LINE, "short", LINE)
+
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+
+    assert streamed(*pieces) == [LINE, "short", LINE]
+
+
+def test_a_stream_that_lost_its_step_is_told() -> None:
+    with pytest.raises(ValueError, match="length"):
+        streamed(b"no length at all")
+
+
+def test_totals_add_up_and_those_of_a_gone_cluster_are_forgotten(database: Database) -> None:
+    cluster = add_cluster(database, [])
+
+    for _ in range(2):
+        traffic.add(database, {cluster.id: {"requests": 3, "in": 5}, "gone": {"requests": 1}})
+
+    with database.reading() as session:
+        found = traffic.read(session, cluster.id)
+        rows = session.query(ClusterCount).count()
+    assert (found.requests, found.bytes_in, rows) == (6, 10, 2)

@@ -19,8 +19,7 @@ import apps.console_routes
 import apps.routes
 import apps.surface_routes
 import runs.console_routes
-import runs.openapi_routes
-import runs.routes
+import runs.surface_routes
 import secretvm.console_routes
 import secretvm.surface_routes
 import verify.routes
@@ -49,7 +48,6 @@ from core.errors import (
 )
 from models.base import Database, disk_trouble
 from rest.access import is_public, is_signable
-from runs.service import Runs
 from verify.service import Verifier
 from vmm.host import Host
 from vmm.service import Vms
@@ -96,7 +94,6 @@ def create_app(config: Config, host: Host) -> Flask:
     app.extensions["stream_places"] = BoundedSemaphore(max(1, config.server.threads // 2))
     app.extensions["verifier"] = Verifier.of(config)
     app.extensions["vms"] = Vms(config, database, host)
-    app.extensions["runs"] = Runs.of(config, database)
 
     app.secret_key = session_key(config.data_dir)
     app.session_interface = Sessions()
@@ -111,7 +108,7 @@ def create_app(config: Config, host: Host) -> Flask:
     app.extensions["documents"] = {"vmm": vmm.openapi_routes.VMM}
     apps.surface_routes.register(app)
     secretvm.surface_routes.register(app, VERSION)
-    app.extensions["runs_api"] = runs.openapi_routes.register(app, VERSION)
+    runs.surface_routes.register(app, VERSION)
     app.register_blueprint(apps.console_routes.blueprint)
     app.register_blueprint(secretvm.console_routes.blueprint)
     app.register_blueprint(runs.console_routes.blueprint)
@@ -255,7 +252,7 @@ VERIFIER = Surface(("/verify", "/health"), verify.routes.refusal)
 APPS = Surface((apps.routes.PREFIX,), apps.routes.refusal, for_tenants=True)
 # All its clients' own mistakes are bad requests; runs/refusals.py has the few that are not.
 RUNS = Surface(
-    runs.openapi_routes.PREFIXES, runs.routes.refusal, challenge="Bearer", for_tenants=True
+    runs.surface_routes.PREFIXES, runs.surface_routes.refusal, challenge="Bearer", for_tenants=True
 )
 SECRETVM = Surface(
     secretvm.surface_routes.PREFIXES,

@@ -73,12 +73,10 @@ def attach(
 
 def begun(api: Api, run: Any) -> Any:
     """The run once its first job runs or has run, or it has ended; until then its state is shown."""
-    from cli.runs_view import Live, status
+    from cli.runs_view import Live
 
     with Live() as live:
-        return api.wait(
-            run["id"], _has_begun, lambda run: live.show(f"{run['run_spec']['run_name']}: {status(run)}")
-        )  # fmt: skip
+        return api.wait(run["id"], _has_begun, live.follow)
 
 
 def _has_begun(run: Any) -> bool:

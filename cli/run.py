@@ -153,11 +153,7 @@ def stop(name: str, abort: bool, waits: bool, yes: bool, project: str) -> None:
 
 def see_end(api: Api, run: Any) -> Any:
     """The run once it has ended; until then its state is shown."""
-    from cli.runs_view import Live, status
+    from cli.runs_view import Live
 
     with Live() as live:
-        return api.wait(
-            run["id"],
-            lambda run: run["status"] in FINISHED,
-            lambda run: live.show(f"{run['run_spec']['run_name']}: {status(run)}"),
-        )
+        return api.wait(run["id"], lambda run: run["status"] in FINISHED, live.follow)

@@ -103,8 +103,9 @@ def _read(path: Path) -> list[Entry]:
         return [_entry(each) for each in found.get("projects") or []]
     except FileNotFoundError:
         return []
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise Invalid(f"{path} is not a list of projects: {str(error)[:200]}") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, Invalid) as error:
+        why = " ".join(str(error).split())[:200]
+        raise Invalid(f"{path} is not a list of projects: {why}") from None
 
 
 def _entry(given: dict[str, Any]) -> Entry:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import click
 
+from cli.runs_client import FINISHED
 from cli.terminal import plain, print_table, shown
 from core.errors import Invalid
 
@@ -82,7 +83,7 @@ def backend(name: str, region: str | None) -> str:
 def status(run: Any) -> str:
     """What to say of a run: of one that ended, how its job did."""
     submission = run.get("latest_job_submission")
-    if run["status"] in ("done", "failed", "terminated") and submission:
+    if run["status"] in FINISHED and submission:
         return str(submission.get("status_message") or run["status"])
     return str(run.get("status_message") or run["status"])
 
@@ -174,6 +175,11 @@ class Live:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    def follow(self, run: Any) -> None:
+        """Shows how a run that has not ended stands."""
+        if run["status"] not in FINISHED:
+            self.show(f"{run['run_spec']['run_name']}: {status(run)}")
 
     def show(self, text: str) -> None:
         """Shows another text."""

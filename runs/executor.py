@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from attest import compose
+from core import messages, prpc
 from core.errors import (
     CasemateError,
     Invalid,
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 RUNNER = "jobs"
 NOTE, ALIVE = "note", "alive"
 MESSAGE_LIMIT = 1000
+# What a guest reads as one line, less what stands around it.
+ORDER_LIMIT = 1000 * 1024
 # A runner that did not take a call is asked again after this long.
 AGAIN_S = 1.0
 # How long the end of a VM may go unnoticed.
@@ -270,13 +274,18 @@ class VmExecutor:
         if held is None or not self._wait_until_ready(held.vm_id):
             return
         try:
+            message = _message(held.order)
             for port in held.order.ports:
                 self._vms.publish(held.vm_id, port)
+        except Invalid as error:
+            self._fail(submission_id, f"executor_error: {error.message}")
         except (Upstream, Unsupported, Unavailable) as error:
-            text = f"ports_binding_failed: {error.message}"
-            self._listener.on_state(submission_id, Stage.FAILED, None, text[:MESSAGE_LIMIT])
-            return
-        self._call(held.vm_id, submission_id, "SubmitJob", _message(held.order))
+            self._fail(submission_id, f"ports_binding_failed: {error.message}")
+        else:
+            self._call(held.vm_id, submission_id, "SubmitJob", message)
+
+    def _fail(self, submission_id: str, message: str) -> None:
+        self._listener.on_state(submission_id, Stage.FAILED, None, message[:MESSAGE_LIMIT])
 
     def _release(self, vm_id: str, submission_id: str, ports: tuple[int, ...]) -> None:
         try:
@@ -337,9 +346,9 @@ class VmExecutor:
 
 
 def _message(order: JobOrder) -> dict[str, Any]:
-    """The request of SubmitJob."""
+    """The request of SubmitJob; Invalid for an order that no guest would take."""
     user, password = order.registry_auth or ("", "")
-    return {
+    message = {
         "id": order.submission_id,
         "image": order.image,
         "entrypoint": order.entrypoint,
@@ -354,3 +363,7 @@ def _message(order: JobOrder) -> dict[str, Any]:
         "registry_password": password,
         "offset": order.output_offset,
     }
+    prpc.load(messages.JobOrder, message)
+    if len(json.dumps(message)) > ORDER_LIMIT:
+        raise Invalid(f"commands and variables of a job may have {ORDER_LIMIT} bytes together")
+    return message

@@ -56,7 +56,11 @@ def check_version() -> None:
 
 
 def _token() -> str:
-    return request.headers.get("Authorization", "").partition(" ")[2].strip()
+    """The token that the request came with."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    return request.headers.get("X-Api-Key", "")
 
 
 # Open to all -----------------------------------------------------------------------------------

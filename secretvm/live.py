@@ -128,9 +128,9 @@ class Live:
         quote = _text(link, "/cpu", checks, "cpu_quote_fetched")
         parsed = self._quote(quote, checks) if quote else None
         binding = _binding(parsed, shown, link, checks) if parsed else None
-        gpu = _optional(link, "/gpu")
-        checks.found["gpu_quote_fetched"] = gpu is not None
         workload = self._workload(link, parsed, checks)
+        # Last, since it may be too large, which ends the connection.
+        checks.found["gpu_quote_fetched"] = _optional(link, "/gpu") is not None
         needed = ("tls_cert_fetched", "cpu_quote_verified", "tls_binding_verified")
         return {
             "ok": all(checks.found[name] for name in needed),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from attest import quote, snp
+from attest import snp
 from attest.artifacts import SevBuild, TdxBuild
 from attest.errors import Malformed
 from attest.quote import TdxQuote

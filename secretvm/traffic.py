@@ -228,7 +228,11 @@ class Reader:
         path = folder / LOG_SOCKET
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
+        try:
+            listener.bind(str(path))
+        except OSError as error:  # the path of the data directory is too long for a socket
+            logger.warning("the traffic of clusters is not counted: %s: %s", path, error)
+            return
         listener.listen()
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ, None)

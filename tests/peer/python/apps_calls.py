@@ -31,6 +31,7 @@ told("types", client.list_all_instance_type_families())
 told("workspaces", client.list_workspaces())
 told("images", client.get_os_images())
 told("kms", client.get_kms_list())
+told("contracts", client.list_kms_contracts())
 told("next_ids", client.next_app_ids({"counts": 2}))
 promise = told(
     "provision",

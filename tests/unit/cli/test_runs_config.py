@@ -110,7 +110,7 @@ def test_without_any_project_the_way_to_one_is_told(stranger_site: Site) -> None
         "projects: [{name: x}]",
         "- 1",
         "a: [",
-        "projects: [{name: 1, url: 2, token: 3}]",
+        "projects: [{name: x, url: y, token: two words}]",
     ],
 )
 def test_a_file_that_is_none_is_refused_and_named(stranger_site: Site, text: str) -> None:

@@ -217,6 +217,19 @@ def test_a_port_that_cannot_be_opened_fails_the_job(
 
 
 @pytest.mark.parametrize(
+    "env", [{"TEXT": "x" * 2**20}, {"TEXT": "a\0b"}, {f"V{n}": "" for n in range(5000)}]
+)
+def test_an_order_that_no_guest_would_take_fails_its_job(
+    executor: VmExecutor, heard: Heard, boot: Callable[[], Runner], env: dict[str, str]
+) -> None:
+    boot()
+
+    executor.submit("vm", order("a", "true", env=env))
+
+    until(lambda: ("a", Stage.FAILED, None) in heard.states)
+
+
+@pytest.mark.parametrize(
     ("about", "why"),
     [
         (None, "the VM was removed"),

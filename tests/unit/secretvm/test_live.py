@@ -87,7 +87,7 @@ def test_everything_is_asked_on_the_connection_whose_certificate_was_read(
 
     checks_of(quotes).check_certificate("127.0.0.1", server.port)
 
-    assert server.asked == ["/cpu", "/gpu", "/docker-compose"]
+    assert server.asked == ["/cpu", "/docker-compose", "/gpu"]
     assert server.connections == 2  # one of them did not get beyond the certificate
 
 

@@ -78,6 +78,7 @@ def remove_user(session: Session, user: User) -> None:
     for project in session.scalars(select(Project).where(Project.owner_id == user.id)).all():
         project.owner = admin
         set_member(session, project, admin, ProjectRole.ADMIN)
+    session.execute(update(Vm).where(Vm.user_id == user.id).values(user_id=None))
     session.flush()
     session.delete(user)
     session.flush()

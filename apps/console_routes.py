@@ -49,7 +49,9 @@ def app(app_id: str) -> Response:
 def diff(app_id: str) -> Response:
     """What changed between two revisions."""
     found = service().app(caller(), app_id)
-    before, after = (service().revision(found, request.args.get(each, "")) for each in ("from", "to"))
+    before, after = (
+        service().revision(found, request.args.get(each, "")) for each in ("from", "to")
+    )
     parts = diffs.between(before.compose_file, after.compose_file)
     return show("apps/diff.html", app=found, before=before, after=after, parts=parts)
 

@@ -58,7 +58,9 @@ def _words(apps: Apps, verifier: Verifier, cvm: Cvm) -> Words:
 
 def _sentences(apps: Apps, verifier: Verifier, cvm: Cvm) -> Iterator[_Said]:
     if cvm.told["simulated_tee"]:
-        yield _Said("Its TEE is simulated: whatever it shows proves nothing about this host.", False)
+        yield _Said(
+            "Its TEE is simulated: whatever it shows proves nothing about this host.", False
+        )
     told = heard(apps.vms, cvm)
     if not told.pem:
         yield _Said(f"It shows no evidence: {told.error or 'its certificate has none'}.", False)
@@ -95,7 +97,9 @@ def _of_processor(verified: Verified) -> Iterator[_Said]:
         yield _Said(f"It runs in a VM that {vendor} processor keeps from its host.", True)
         yield _Said("The key of its certificate was made in that VM.", True)
     elif verified.quote_verified:
-        yield _Said("Its evidence leads to a root of this host's operator, not to a vendor's.", False)
+        yield _Said(
+            "Its evidence leads to a root of this host's operator, not to a vendor's.", False
+        )
     if verified.reason:
         yield _Said(f"This host's verifier does not accept its evidence: {verified.reason}.", False)
     if verified.tcb_status not in ("", "UpToDate"):

@@ -64,10 +64,11 @@ def environment(given: Any, more: Sequence[str]) -> dict[str, str]:
         given = [str(name) if value is None else f"{name}={value}" for name, value in given.items()]
     if not isinstance(given or [], list):
         raise Invalid.field("env", "must be a map or a list of NAME=VALUE")
-    variables = {}
-    for pair in [*map(str, given or []), *more]:
-        name, has_value, value = pair.partition("=")
-        if not has_value and name not in os.environ:
-            raise Invalid.field("env", f"{name} has no value, here and in the environment")
-        variables[name] = value if has_value else os.environ[name]
-    return variables
+    pairs = [pair.partition("=") for pair in (*map(str, given or []), *more)]
+    wanted = {
+        name: value if has_value else os.environ.get(name) for name, has_value, value in pairs
+    }
+    missing = [name for name, value in wanted.items() if value is None]
+    if missing:
+        raise Invalid.field("env", f"{missing[0]} has no value, here and in the environment")
+    return {name: value for name, value in wanted.items() if value is not None}

@@ -20,7 +20,6 @@ from core.errors import (
     Upstream,
     UpstreamTimeout,
 )
-from core.http import Peer
 
 # The level of dstack's interface that these commands speak.
 API_VERSION = "0.22.5"
@@ -47,6 +46,8 @@ class Api:
 
     def call(self, path: str, **body: Any) -> Any:
         """One call of the project, or with a leading slash of the server; CasemateError carries the refusal."""
+        from core.http import Peer
+
         whole = path if path.startswith("/") else f"/api/project/{quote(self.entry.name)}/{path}"
         headers = {
             "Authorization": f"Bearer {self.entry.token}",

@@ -39,9 +39,7 @@ class Vm(Base):
     app_id: Mapped[str] = mapped_column(String(40))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True, default=MAIN_ID)
     # Who made it; None once that user is gone, and for those that nobody in particular made.
-    user_id: Mapped[str | None] = mapped_column(
-        ForeignKey("users.id", ondelete="SET NULL"), index=True
-    )
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"), index=True)
     # Small, its own for life and no other VM's later: some clients know VMs by a number.
     number: Mapped[int] = mapped_column(index=True, unique=True, default=_draw_number)
     image: Mapped[str] = mapped_column(String(64))

@@ -105,7 +105,9 @@ def _parsed(verification: Verification, raw: bytes) -> Parsed:
             return verification.quotes.parse_sev(raw, verification.now())
         return verification.quotes.parse(raw, verification.now())
     except Malformed as error:
-        raise Invalid.field("quote", f"is neither a TDX quote nor a SEV-SNP report: {error}") from None
+        raise Invalid.field(
+            "quote", f"is neither a TDX quote nor a SEV-SNP report: {error}"
+        ) from None
 
 
 def _is_proven(parsed: Parsed | None) -> bool:
@@ -119,11 +121,16 @@ def _is_proven(parsed: Parsed | None) -> bool:
 
 def _of_quote(verification: Verification, parsed: Parsed | None) -> Iterator[_Said]:
     if parsed is None:
-        yield _Said("That any processor said so: without a quote, registers are only numbers.", False)
+        yield _Said(
+            "That any processor said so: without a quote, registers are only numbers.", False
+        )
         return
     kind = "SEV-SNP report" if isinstance(parsed.evidence, Report) else "TDX quote"
     if parsed.tcb_status is None:
-        yield _Said(f"That a processor made this {kind}: {parsed.message or 'nothing vouches for it'}.", False)
+        yield _Said(
+            f"That a processor made this {kind}: {parsed.message or 'nothing vouches for it'}.",
+            False,
+        )
     else:
         yield from _of_processor(parsed, kind)
     if parsed.is_debug:
@@ -132,9 +139,14 @@ def _of_quote(verification: Verification, parsed: Parsed | None) -> Iterator[_Sa
         yield _Said("Debugging is off: the processor keeps the VM's memory from its host.", True)
     yield from _of_build(verification, parsed)
     if parsed.is_known_machine:
-        yield _Said(f"The machine is one that this host's operator knows: {parsed.origin}.", parsed.is_genuine)
+        yield _Said(
+            f"The machine is one that this host's operator knows: {parsed.origin}.",
+            parsed.is_genuine,
+        )
     else:
-        yield _Said("Which machine it is and where it stands: it is on no list of this host.", False)
+        yield _Said(
+            "Which machine it is and where it stands: it is on no list of this host.", False
+        )
 
 
 def _of_processor(parsed: Parsed, kind: str) -> Iterator[_Said]:
@@ -142,12 +154,19 @@ def _of_processor(parsed: Parsed, kind: str) -> Iterator[_Said]:
     if vendor is None:
         yield _Said(_ROOT.get(parsed.root or "", _ROOT["custom"]), False)
     else:
-        yield _Said(f"A processor of {vendor} made this {kind}: its signature leads to {vendor}'s own root.", True)
+        yield _Said(
+            f"A processor of {vendor} made this {kind}: its signature leads to {vendor}'s own root.",
+            True,
+        )
     if parsed.result == UP_TO_DATE:
-        yield _Said("The firmware under it is up to date, by the vendor's word.", vendor is not None)
+        yield _Said(
+            "The firmware under it is up to date, by the vendor's word.", vendor is not None
+        )
     else:
         weak = f" ({', '.join(parsed.advisory_ids)})" if parsed.advisory_ids else ""
-        yield _Said(f"That the firmware under it is without known flaws: {parsed.message}{weak}.", False)
+        yield _Said(
+            f"That the firmware under it is without known flaws: {parsed.message}{weak}.", False
+        )
 
 
 def _of_build(verification: Verification, parsed: Parsed) -> Iterator[_Said]:
@@ -157,9 +176,13 @@ def _of_build(verification: Verification, parsed: Parsed) -> Iterator[_Said]:
     try:
         newest = verification.builds.resolve((report.mrtd, *report.rtmrs[:3]))[0]
     except NotFound:
-        yield _Said("Which image it booted: its registers are of no build that this host knows.", False)
+        yield _Said(
+            "Which image it booted: its registers are of no build that this host knows.", False
+        )
         return
-    yield _Said(f"It booted build {_named(newest, newest.size)}, by its registers.", parsed.is_genuine)
+    yield _Said(
+        f"It booted build {_named(newest, newest.size)}, by its registers.", parsed.is_genuine
+    )
 
 
 def _of_compose(found: Finding | None, parsed: Parsed | None) -> Iterator[_Said]:
@@ -174,7 +197,10 @@ def _of_compose(found: Finding | None, parsed: Parsed | None) -> Iterator[_Said]
     if is_genuine:
         yield _Said(f"The VM measured exactly this compose file{build}.", True)
     else:
-        yield _Said(f"The compose file fits these registers{build}; that says little, as nothing vouches for them.", False)
+        yield _Said(
+            f"The compose file fits these registers{build}; that says little, as nothing vouches for them.",
+            False,
+        )
 
 
 def _named(build: TdxBuild | SevBuild, size: str) -> str:

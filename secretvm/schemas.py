@@ -23,7 +23,9 @@ NAME = validate.Regexp(
     error="must be 1 to 60 letters, digits, spaces and _ . -",
 )
 _DOMAIN = validate.Regexp(
-    re.compile(r"(?=.{4,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}\Z", re.IGNORECASE),
+    re.compile(
+        r"(?=.{4,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}\Z", re.IGNORECASE
+    ),
     error="must be a host name",
 )
 

@@ -17,11 +17,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("number", name=op.f("pk_vm_numbers")),
         sqlite_autoincrement=True,
     )
-    # As text: alembic's own form of a reference in ADD COLUMN forgets what happens on deletion.
-    op.execute(
-        "ALTER TABLE vms ADD COLUMN user_id VARCHAR(36)"
-        " CONSTRAINT fk_vms_user_id REFERENCES users (id) ON DELETE SET NULL"
+    maker = sa.Column(
+        "user_id",
+        sa.String(length=36),
+        sa.ForeignKey("users.id", name=op.f("fk_vms_user_id")),
+        nullable=True,
     )
+    op.add_column("vms", maker, inline_references=True)
     op.create_index(op.f("ix_vms_user_id"), "vms", ["user_id"])
     # The defaults are of this moment alone: the VMs that are there get their numbers at once.
     op.add_column("vms", sa.Column("number", sa.Integer(), nullable=False, server_default="0"))

@@ -5,13 +5,10 @@ One VM is shared by the tests of this file: each boot under emulation costs 20 s
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import ssl
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +24,6 @@ from tests.common.waiting import free_port, until
 
 BOOT_S = 240.0
 TOKEN = "a token for developers"
-
-
-def _tar(name: str, content: bytes) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
-DOCKER_FILES = _tar("app/settings.env", b"A=1\n")
 
 # The VM's certificate is vouched for by its quote and by nobody else.
 pytestmark = pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
@@ -104,7 +89,7 @@ def _made(service: RunningService, image: str) -> Vm:
         "persistent": False,
         "upgradeable": False,
         "dev_token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest(),
-        "docker_files_sha256": hashlib.sha256(DOCKER_FILES).hexdigest(),
+        "docker_files_sha256": "",
     }
     text, port = json.dumps(document), free_port()
     made = service.call(
@@ -112,8 +97,6 @@ def _made(service: RunningService, image: str) -> Vm:
         name="pages",
         image=image,
         compose_file=text,
-        # The boot ends where they are not the measured ones.
-        user_config=json.dumps({"docker_files": base64.b64encode(DOCKER_FILES).decode()}),
         vcpu=2,
         memory=2048,
         disk_size=2,
@@ -157,7 +140,6 @@ def test_the_compose_file_it_measured_is_found_out_from_log_and_document(vm: Vm)
     assert said["status"] == "success", said
     assert (said["vm_type"], said["environment"]) == ("small", "prod")
     assert claim["app_compose"] == vm.app_compose
-    assert said["dockerFilesSha256Used"] == hashlib.sha256(DOCKER_FILES).hexdigest()
 
     other = vm.verify_docker(compose + b"\n", claim)
     assert (other["status"], other["code"]) == ("error", "MISMATCH")

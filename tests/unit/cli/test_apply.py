@@ -260,6 +260,6 @@ def test_offers_are_listed_counted_and_narrowed(site: Site) -> None:
     assert site.json("offer", "--fleet", "none")["offers"] == []
     for words in (("--gpu", "H100"), ("--cpu", "100000..")):
         assert "no offers" in site.run("offer", *words).stderr
-    assert site.json("offer", "--group-by", "gpu") ["gpus"] == []
+    assert site.json("offer", "--group-by", "gpu")["gpus"] == []
     with pytest.raises(Invalid, match="cpu"):
         site.run("offer", "--cpu", "many")

@@ -10,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, event, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import undefer
 
 import migrations
@@ -150,7 +151,8 @@ def test_a_migration_cut_off_at_any_statement_is_made_whole_by_the_next_one(
         try:
             migrations.upgrade(path)
             break
-        except Cut:
+        # alembic tidies up after a table that it builds anew, in a transaction that is over by then.
+        except (Cut, PendingRollbackError):
             cuts += 1
         finally:
             event.remove(Engine, "before_cursor_execute", cut)

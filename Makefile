@@ -41,3 +41,4 @@ lock: setup
 	python3 -m venv .venv/lock && .venv/lock/bin/pip install --quiet pip-tools
 	$(PIP_COMPILE) -o requirements.lock setup.cfg
 	$(PIP_COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock setup.cfg
+	for each in tests/peer/*/requirements.in; do $(PIP_COMPILE) -o $${each%.in}.txt $$each; done

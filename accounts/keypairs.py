@@ -131,7 +131,7 @@ def remove_keys(session: Session, user: User, ids: Sequence[str]) -> None:
     """Removes public keys of a user; NotFound when one is not theirs, and then none is removed."""
     rows = {row.id: row for row in own_keys(session, user)}
     if missing := set(ids) - rows.keys():
-        raise NotFound(f"key {sorted(missing)[0]} not found", code="resource_not_exists")
+        raise NotFound(f"key {min(missing)} not found", code="resource_not_exists")
     for row_id in set(ids):
         session.delete(rows[row_id])
 

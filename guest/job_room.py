@@ -21,7 +21,8 @@ from core.proc import run
 # Mounted in the room as they are in the guest.
 _SHARED = ("/proc", "/sys", "/dev")
 # What the guest offers its app (guest-agent.md section 1), in the room at the same place.
-_SOCKETS = ("/run/dstack.sock", "/run/tappd.sock", "/run/dstack")
+# (An overlay shows the files of sockets, but nobody answers there.)
+_SOCKETS = ("/var/run/dstack.sock", "/var/run/tappd.sock", "/var/run/dstack")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Room:
         here = Path(f"{self.root}{path}")
         if path.is_dir():
             here.mkdir(parents=True, exist_ok=True)
-        else:
+        elif not here.exists():
             here.parent.mkdir(parents=True, exist_ok=True)
             here.touch()
         run(["mount", "--bind", path, here])

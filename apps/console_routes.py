@@ -52,8 +52,8 @@ def diff(app_id: str) -> Response:
     before, after = (
         service().revision(found, request.args.get(each, "")) for each in ("from", "to")
     )
-    parts = diffs.between(before.compose_file, after.compose_file)
-    return show("apps/diff.html", app=found, before=before, after=after, parts=parts)
+    changes = diffs.between(before.compose_file, after.compose_file)
+    return show("apps/diff.html", app=found, before=before, after=after, changes=changes)
 
 
 @blueprint.get("/<app_id>/evidence")

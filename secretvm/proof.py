@@ -86,10 +86,9 @@ def examine(verification: Verification, asked: Asked) -> Proof:
 
 def quote_of(text: str, data: bytes) -> bytes:
     """The bytes of a quote: of a file, as they are or as text, else of what was pasted; Invalid when too long."""
-    if data:
-        text = data.decode("ascii", errors="ignore") if data.isascii() else ""
-        if not text:
-            return _capped(data)
+    if data and (b"\0" in data or not data.isascii()):
+        return _capped(data)
+    text = data.decode() if data else text
     return _capped(read_bytes("quote", text)) if text.strip() else b""
 
 

@@ -11,7 +11,6 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from accounts import directory
-from accounts.roles import ProjectRole
 from models.base import Database
 from models.vm import Vm
 from tests.browser.person import Person

@@ -20,6 +20,7 @@ from models.secretvm import SecretVm
 from models.vm import Vm
 from runs import timeline
 from runs.service import log_of
+from secretvm.traffic import BUCKETS_MS
 
 HOUR_MS = 3_600_000
 
@@ -41,7 +42,7 @@ def cluster(session: Session, project: Project, vm: Vm, text: str) -> Cluster:
         id=new_id(), project_id=project.id, name=text[:60], vm_type="small", app_id=vm.app_id,
         domain="", address="127.0.0.1", port=18080, strategy="roundrobin", sticky=False,
         max_connections=1000, backend_scheme="http", backend_port=80, health_scheme="http",
-        health_path=f"/{text}", health_port=29343, health_interval_s=5, health_timeout_s=5,
+        health_path="/", health_port=29343, health_interval_s=5, health_timeout_s=5,
         error=text, created_ms=now - HOUR_MS, updated_ms=now,
     )  # fmt: skip
     session.add(made)
@@ -71,7 +72,8 @@ def cluster(session: Session, project: Project, vm: Vm, text: str) -> Cluster:
             cluster_name=text[:60],
         )
     )
-    for name, value in {"requests": 1234, "answered": 1200, "ms": 60000, "code:200": 1200}.items():
+    counts = {"requests": 1234, "answered": 1200, "ms": 60000, "code:200": 1200}
+    for name, value in {**counts, f"le:{BUCKETS_MS[20]}": 1200}.items():
         session.add(ClusterCount(cluster_id=made.id, name=name, value=value))
     first = (now - HOUR_MS) // 15_000 + 1
     for slot in range(first, now // 15_000):
@@ -89,13 +91,13 @@ def cluster(session: Session, project: Project, vm: Vm, text: str) -> Cluster:
 
 
 def jobs(session: Session, project: Project, about: dict[str, Any], text: str) -> None:
-    """One job in each state."""
+    """A job in each state but the one that a worker would take up."""
     now = now_ms()
-    for place, status in enumerate(("pending", "running", "completed", "failed")):
+    for place, status in enumerate(("running", "completed", "failed")):
         session.add(
             Job(
                 id=new_id(), type="cluster.update", project_id=project.id, argument=about, status=status,
-                progress=(0, 40, 100, 10)[place], tries=1, error=text if status == "failed" else None,
+                progress=(40, 100, 10)[place], tries=1, error=text if status == "failed" else None,
                 created_ms=now - place * 60_000, updated_ms=now - place * 60_000,
             )
         )  # fmt: skip
@@ -116,8 +118,10 @@ def revision(session: Session, vm: Vm, compose: str, text: str) -> str:
 def run(session: Session, project: Project, user: User, folder: Path, text: str) -> tuple[Run, str]:
     """A run that failed, with its fleet, its events and its log; also the id of its submission."""
     now = now_ms() * 1000
+    nodes = {"min": 0, "target": 0, "max": 1}
+    wanted = {"configuration": {"nodes": nodes, "resources": None, "name": text}, "profile": None}
     fleet = Fleet(
-        id=new_id(), project=project, user_id=user.id, name=text[:41], spec={}, status="active",
+        id=new_id(), project=project, user_id=user.id, name=text[:41], spec=wanted, status="active",
         status_message=text, created_us=now,
     )  # fmt: skip
     size = {"name": "s", "cpu": 1, "memory_mib": 1024, "disk_gb": 10, "price": 0.0}

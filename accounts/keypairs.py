@@ -35,7 +35,8 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Safe:
-    """What encrypts private keys at rest: AES-GCM with a key of the data directory, bound to the row's id."""
+    """What encrypts private keys and secrets of runs at rest: AES-GCM with a key of the data directory, bound to where
+    the value belongs."""
 
     key: bytes
 
@@ -45,17 +46,19 @@ class Safe:
         kept = write_once(data_dir / "ssh-keys-key", secrets.token_hex(32) + "\n")
         return cls(bytes.fromhex(kept.decode().strip()))
 
-    def seal(self, row_id: str, private: bytes) -> bytes:
+    def seal(self, place: str, secret: bytes) -> bytes:
         """What may stand in the database."""
         nonce = secrets.token_bytes(_NONCE)
-        return nonce + AESGCM(self.key).encrypt(nonce, private, row_id.encode())
+        return nonce + AESGCM(self.key).encrypt(nonce, secret, place.encode())
 
-    def open(self, row_id: str, sealed: bytes) -> bytes:
+    def open(self, place: str, sealed: bytes) -> bytes:
         """What was sealed; Unavailable when the key is not the one that sealed it."""
         try:
-            return AESGCM(self.key).decrypt(sealed[:_NONCE], sealed[_NONCE:], row_id.encode())
+            return AESGCM(self.key).decrypt(sealed[:_NONCE], sealed[_NONCE:], place.encode())
         except InvalidTag:
-            raise Unavailable("this key pair was sealed with another key; refresh it") from None
+            raise Unavailable(
+                "this was sealed with another key: restore ssh-keys-key of the data directory"
+            ) from None
 
 
 def built_in(session: Session, user: User) -> SshKey | None:

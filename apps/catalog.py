@@ -126,12 +126,10 @@ class Catalog:
         return next((each for each in found if each.name == name), found[-1] if found else None)
 
     def image(self, *, prefer_dev: bool) -> Image | None:
-        """The image of a request that names none, or None when there is none of its kind."""
-        default = self.config.image.default if not prefer_dev else ""
-        if default and (named := self.image_named(default)):
-            return named
-        kind = [each for each in self.images() if each.is_dev == prefer_dev]
-        return max(kind, key=lambda each: each.version_key, default=None)
+        """The image of a request that names none, or None when this host has none."""
+        if not self.images():
+            return None
+        return self.image_named(registry.chosen(self.config.image, dev=prefer_dev))
 
 
 def version_numbers(version: str) -> list[int]:

@@ -45,10 +45,6 @@ class Reader:
             self._why, self._failed_at = error.message, time.monotonic()
             raise
 
-    def code(self, address: bytes) -> bytes:
-        """The code at an address."""
-        return self._chain(time.monotonic() + self.config.timeout_s).code(address)
-
     def receipt(self, number: str) -> dict[str, Any] | None:
         """What came of a transaction, or None while it is in no block."""
         return self._chain(time.monotonic() + self.config.timeout_s).receipt(number)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -80,7 +81,7 @@ class Fetched:
 
 
 class Cached:
-    """A service's answers, each kept until it ends; one question at a time goes out."""
+    """A service's answers, each kept until it ends; the same question goes out once at a time."""
 
     def __init__(
         self,
@@ -91,21 +92,29 @@ class Cached:
         self._key = key
         self._fetch = fetch
         self._clock = clock
-        self._asking = threading.Lock()
+        self._guard = threading.Lock()
+        # Of the questions that are out: whoever asks another one need not wait for a slow answer.
+        self._asking: WeakValueDictionary[object, threading.Lock] = WeakValueDictionary()
         self._kept: dict[object, Fetched] = {}
 
     def __call__(self, asked: Claim | Report) -> str:
         """The kept answer, or a new one; NotGenuine when the service does not give it."""
         key = self._key(asked)
-        with self._asking:
+        with self._guard:
+            asking = self._asking.setdefault(key, threading.Lock())
+        with asking:
             kept = self._kept.get(key)
             if kept is None or kept.until <= self._clock():
                 kept = self._fetch(asked)
-                self._kept.pop(key, None)
-                self._kept[key] = kept
-                if len(self._kept) > MAX_CACHED:
-                    del self._kept[next(iter(self._kept))]
+                self._keep(key, kept)
             return kept.text
+
+    def _keep(self, key: object, fetched: Fetched) -> None:
+        with self._guard:
+            self._kept.pop(key, None)
+            self._kept[key] = fetched
+            if len(self._kept) > MAX_CACHED:
+                del self._kept[next(iter(self._kept))]
 
 
 class OnDisk:

@@ -122,12 +122,16 @@ class Chain:
         said = self._post(questions)
         if not isinstance(said, list):
             raise NoBatch("the chain does not answer several questions at once")
-        by_id = {entry.get("id"): entry for entry in said if isinstance(entry, dict)}
+        by_id = {_number(entry): entry for entry in said}
         return [_octets_or_refusal(by_id.get(question["id"])) for question in questions]
 
     def _one(self, method: str, params: list[Any]) -> object:
-        said = self._post(self._question(method, params))
-        return _result(said)
+        question = self._question(method, params)
+        said = self._post(question)
+        result = _result(said)
+        if _number(said) != question["id"]:
+            raise Upstream("the chain answered another question")
+        return result
 
     def _question(self, method: str, params: list[Any]) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": params}
@@ -148,6 +152,12 @@ class Chain:
 
 def _params(call: Call) -> list[Any]:
     return [{"to": "0x" + call.to.hex(), "data": "0x" + call.data.hex()}, "latest"]
+
+
+def _number(said: object) -> int | None:
+    """The number of the question that an answer says it is to."""
+    number = said.get("id") if isinstance(said, dict) else None
+    return number if isinstance(number, int) else None
 
 
 def _result(said: object) -> object:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import CasemateError, Invalid, NotFound
+from core.config import ImageConfig
+from core.errors import CasemateError, Invalid, NotFound, Unavailable
 from image import manifest
 
 # vmm.md section 3: 1-64 of these, no `..`; a leading dot is a folder in the making.
@@ -75,10 +76,22 @@ def list_images(path: Path) -> list[Image]:
     return [entry for entry in _scan(path).values() if isinstance(entry, Image)]
 
 
-def newest(path: Path) -> Image | None:
-    """The newest image of a folder for whoever names none: a dev image only where there is no other."""
-    known = sorted(list_images(path), key=lambda image: (not image.is_dev, image.version_key))
-    return known[-1] if known else None
+def chosen(settings: ImageConfig, *, dev: bool = False) -> str:
+    """The name of the image for whoever names none: the configured one, else the newest; Unavailable without any.
+
+    With `dev` the newest dev image, where there is one; else a dev image only where there is no other.
+    """
+    known = sorted(list_images(settings.path), key=lambda image: image.version_key)
+    by_kind = {
+        kind: [image.name for image in known if image.is_dev is kind] for kind in (True, False)
+    }
+    if dev and by_kind[True]:
+        return by_kind[True][-1]
+    if settings.default:
+        return settings.default
+    if not known:
+        raise Unavailable("this host has no image to boot; make one with `casemate image build`")
+    return (by_kind[False] or by_kind[True])[-1]
 
 
 def broken_images(path: Path) -> dict[str, str]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accounts import keypairs
+from accounts.keypairs import Safe
 from accounts.roles import GlobalRole, ProjectRole
 from models.account import Member, Project, SshKey, User
 from models.event import Event
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import lifecycle, planner, records
+from runs import lifecycle, planner, records, sealing
 from runs.lifecycle import Kind, Status
 from runs.moments import maybe, of_ms, written
 
@@ -111,8 +112,8 @@ def instance(row: Instance, of: Fleet) -> Answer:
     }
 
 
-def run(row: Run, *, with_jobs: bool = True, submissions: int | None = None) -> Answer:
-    """A run with its jobs; of each job the last `submissions`, or all."""
+def run(row: Run, safe: Safe, *, with_jobs: bool = True, submissions: int | None = None) -> Answer:
+    """A run with its jobs, its secrets opened; of each job the last `submissions`, or all."""
     last = records.latest_jobs(row)
     reason = row.termination_reason
     return {
@@ -125,8 +126,8 @@ def run(row: Run, *, with_jobs: bool = True, submissions: int | None = None) -> 
         "status": row.status,
         "status_message": _message(row, last),
         "termination_reason": reason,
-        "run_spec": row.spec,
-        "jobs": _jobs(row, submissions) if with_jobs else [],
+        "run_spec": sealing.unseal(row.spec, safe, row.id),
+        "jobs": _jobs(row, safe, submissions) if with_jobs else [],
         "latest_job_submission": submission(last[0]) if last else None,
         "cost": sum(_cost(job) for job in row.jobs),
         "service": service(row),
@@ -153,18 +154,18 @@ def _message(row: Run, last: Sequence[RunJob]) -> str:
     return str(row.status)
 
 
-def _jobs(row: Run, submissions: int | None) -> list[Answer]:
+def _jobs(row: Run, safe: Safe, submissions: int | None) -> list[Answer]:
     grouped: dict[tuple[int, int], list[RunJob]] = {}
     for job in row.jobs:
         grouped.setdefault((job.replica_num, job.job_num), []).append(job)
-    return [_job(row, each, submissions) for each in grouped.values()]
+    return [_job(row, safe, each, submissions) for each in grouped.values()]
 
 
-def _job(row: Run, submitted: Sequence[RunJob], submissions: int | None) -> Answer:
+def _job(row: Run, safe: Safe, submitted: Sequence[RunJob], submissions: int | None) -> Answer:
     last = submitted[-1]
     shown = submitted if submissions is None else submitted[len(submitted) - submissions :]
     return {
-        "job_spec": last.spec,
+        "job_spec": sealing.unseal(last.spec, safe, row.id),
         "job_submissions": [submission(each) for each in shown],
         "job_connection_info": _connection(row) if last.status == Status.RUNNING else None,
     }

@@ -190,6 +190,8 @@ def _check(spec: Spec) -> None:
     name = configuration["name"]
     if configuration["ssh_config"] is not None:
         raise refusals.unsupported("SSH fleets")
+    if configuration["env"]:  # of their hosts; a run has its own
+        raise refusals.unsupported("env of a fleet")
     if configuration["nodes"] is None:
         raise Invalid("One of `nodes` and `ssh_config` must be specified")
     if name is not None and not is_name(name):

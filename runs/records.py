@@ -10,12 +10,13 @@ from sqlalchemy import Update, func, select, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.attributes import set_committed_value
 
+from accounts.keypairs import Safe
 from accounts.roles import Caller
 from models.account import Project
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
 from models.vm import Vm
-from runs import lifecycle, planner, timeline
+from runs import lifecycle, planner, sealing, timeline
 from runs.lifecycle import Kind, Reason, Status
 from runs.moments import now_us
 from runs.timeline import Target
@@ -172,16 +173,18 @@ def latest_jobs(run: Run) -> list[RunJob]:
     return list(last.values())
 
 
-def add_run(session: Session, project: Project, caller: Caller, spec: dict[str, Any]) -> Run:
-    """Makes a run and its jobs."""
-    now = now_us()
+def add_run(
+    session: Session, project: Project, caller: Caller, spec: dict[str, Any], safe: Safe
+) -> Run:
+    """Makes a run and its jobs; what is secret of its spec is sealed."""
+    now, run_id = now_us(), new_id()
     run = Run(
-        id=new_id(),
+        id=run_id,
         project=project,
         project_id=project.id,
         user_id=caller.user_id,
         name=spec["run_name"],
-        spec=spec,
+        spec=sealing.seal(spec, safe, run_id),
         status=Status.SUBMITTED,
         priority=spec["configuration"]["priority"],
         deployment_num=0,
@@ -194,18 +197,17 @@ def add_run(session: Session, project: Project, caller: Caller, spec: dict[str, 
     timeline.tell(session, "Run submitted. Status: SUBMITTED", timeline.of_run(run), by=caller)
     replicas, _ = planner.counts(spec)
     for replica_num in range(replicas):
-        add_replica(session, run, replica_num)
+        for job_spec in planner.job_specs(spec, replica_num):
+            _add_job(session, run, sealing.seal(job_spec, safe, run_id))
     session.flush()
     return run
 
 
-def add_replica(session: Session, run: Run, replica_num: int) -> None:
-    """Makes the jobs of one replica of a run."""
-    for job_spec in planner.job_specs(run.spec, replica_num):
-        job = _new_job(run, job_spec, submission_num=0)
-        session.add(job)
-        said = "Job created on run submission. Status: SUBMITTED"
-        timeline.tell(session, said, timeline.of_job(job, run))
+def _add_job(session: Session, run: Run, spec: dict[str, Any]) -> None:
+    job = _new_job(run, spec, submission_num=0)
+    session.add(job)
+    said = "Job created on run submission. Status: SUBMITTED"
+    timeline.tell(session, said, timeline.of_job(job, run))
 
 
 def submit_again(session: Session, run: Run, last: RunJob) -> RunJob:

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
 
+from accounts.keypairs import Safe
 from core.config import Config
-from core.errors import CasemateError, Conflict, NotFound, Unavailable
+from core.errors import CasemateError, Conflict, NotFound
 from core.messages import Report
 from image import registry
 from models.base import change_watch
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import description, lifecycle, placement, planner, progress, records
+from runs import description, lifecycle, placement, planner, progress, records, sealing
 from runs.executor import Executor, JobOrder, Listener, Stage, VmExecutor
 from runs.fleets import fleet_sizes
 from runs.lifecycle import Kind, Reason, Status
@@ -76,6 +77,7 @@ class Scheduler:
         self.vms = vms
         self.config: Config = vms.config
         self.database = vms.database
+        self.safe = Safe.of(self.config.data_dir)
         self.sizes = planner.sizes(self.config.offers, room_of(self.config))
         self.executor = make_executor(vms, self)
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="runs")
@@ -196,7 +198,7 @@ class Scheduler:
     ) -> None:
         if job.status == Status.TERMINATING and job.id not in self.begun:
             return
-        order = order_of(session, run, job, self._log(job.id).length())
+        order = order_of(session, run, job, self.safe, self._log(job.id).length())
         if job.provisioning is not None and job.provisioning["ssh_port"] is None:
             job.provisioning = {**job.provisioning, "ssh_port": self._ssh_port(vm_id)}
         self.submitted.add(job.id)
@@ -363,7 +365,7 @@ class Scheduler:
         ssh = self.config.runs.ssh
         wanted = Configuration(
             name=name,
-            image=self._image(),
+            image=registry.chosen(self.config.image),
             compose_file=self.executor.prepare(instance.name, ssh=ssh),
             vcpu=instance.size["cpu"],
             memory=instance.size["memory_mib"],
@@ -371,16 +373,6 @@ class Scheduler:
             app_id=self.vms.draw_app_id(owner.project_id),
         )
         return self.vms.create(wanted, owner, publish=(SSH_PORT,) if ssh else ())
-
-    def _image(self) -> str:
-        if self.config.image.default:
-            return self.config.image.default
-        newest = registry.newest(self.config.image.path)
-        if newest is None:
-            raise Unavailable(
-                "this host has no image to boot; make one with `casemate image build`"
-            )
-        return newest.name
 
     def _no_room(self, instance_id: str, message: str) -> None:
         """The host is full: an idle instance somewhere makes room, else there is none."""
@@ -567,9 +559,9 @@ def vm_name(instance: Instance) -> str:
     return f"{instance.name[:50]}-{instance.id[:8]}"
 
 
-def order_of(session: Session, run: Run, job: RunJob, output_offset: int) -> JobOrder:
+def order_of(session: Session, run: Run, job: RunJob, safe: Safe, output_offset: int) -> JobOrder:
     """A job as a runner is told of it."""
-    spec = job.spec
+    spec = sealing.unseal(job.spec, safe, run.id)
     image = spec["image_name"]
     user, auth = run.spec["configuration"]["user"], spec["registry_auth"]
     keys = [run.spec["ssh_key_pub"], *(keys_of(session, run.user_id) if run.user_id else ())]

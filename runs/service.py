@@ -24,7 +24,17 @@ from models.account import Project, User
 from models.base import Database
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import access, description, lifecycle, names, planner, records, refusals, timeline
+from runs import (
+    access,
+    description,
+    lifecycle,
+    names,
+    planner,
+    records,
+    refusals,
+    sealing,
+    timeline,
+)
 from runs.description import Answer
 from runs.fleets import Fleets, fleet_sizes
 from runs.lifecycle import Kind, Reason, Status
@@ -130,8 +140,8 @@ class Runs:
                     }
                     for job in planner.job_specs(effective, 0)
                 ],
-                "current_resource": current and description.run(current),
-                "action": _action(current, effective),
+                "current_resource": current and self._shown(current),
+                "action": _action(current, effective, self.safe),
             }
 
     def offers(self, session: Session, project: Project, spec: Spec) -> list[Answer]:
@@ -168,14 +178,14 @@ class Runs:
             effective = self._effective(session, caller, spec, name=name)
             row = records.run_named(session, project, name)
             if row is not None and not lifecycle.is_finished(Kind.RUN, row.status):
-                _update(session, caller, row, effective, current, force)
+                _update(session, caller, row, effective, current, force, self.safe)
             else:
                 if row is not None:
                     row.deleted = True
                     session.flush()
-                run_id = records.add_run(session, project, caller, effective).id
+                run_id = records.add_run(session, project, caller, effective, self.safe).id
                 row = _with_parts(session, run_id)
-            return description.run(row)
+            return self._shown(row)
 
     def stop(
         self, caller: Caller, project_name: str, run_names: Iterable[str], abort: bool
@@ -232,7 +242,7 @@ class Runs:
                 raise Invalid("run_name or id must be specified")
             if row is None:
                 raise refusals.missing("Run")
-            return description.run(row)
+            return self._shown(row)
 
     def search(self, caller: Caller, query: RunsQuery) -> list[Answer]:
         """The runs that match, the newest first."""
@@ -246,8 +256,7 @@ class Runs:
             rows = session.scalars(_listed(query, seen)).unique().all()
             limit = query.job_submissions_limit
             return [
-                description.run(row, with_jobs=query.include_jobs, submissions=limit)
-                for row in rows
+                self._shown(row, with_jobs=query.include_jobs, submissions=limit) for row in rows
             ]
 
     def gpus(self, caller: Caller, project_name: str) -> Answer:
@@ -330,6 +339,14 @@ class Runs:
         if pair is None:
             self.people.me(caller, "")
 
+    @property
+    def safe(self) -> Safe:
+        """What secrets of specs are sealed with."""
+        return self.people.safe
+
+    def _shown(self, row: Run, *, with_jobs: bool = True, submissions: int | None = None) -> Answer:
+        return description.run(row, self.safe, with_jobs=with_jobs, submissions=submissions)
+
     def _effective(self, session: Session, caller: Caller, spec: Spec, *, name: str | None) -> Spec:
         pair = keypairs.built_in(session, access.user(session, caller))
         name = name or spec["configuration"]["name"]
@@ -402,27 +419,33 @@ def _fits(instance: Instance, resources: Spec) -> bool:
     return planner.fits(Size(**instance.size), resources)
 
 
-def _action(current: Run | None, effective: Spec) -> str:
+def _action(current: Run | None, effective: Spec, safe: Safe) -> str:
     if current is None or lifecycle.is_finished(Kind.RUN, current.status):
         return "create"
-    return "update" if planner.is_updatable(current.spec, effective) else "create"
+    before = sealing.unseal(current.spec, safe, current.id)
+    return "update" if planner.is_updatable(before, effective) else "create"
 
 
 def _update(
-    session: Session, caller: Caller, row: Run, effective: Spec, current: Answer | None, force: bool
+    session: Session,
+    caller: Caller,
+    row: Run,
+    effective: Spec,
+    current: Answer | None,
+    force: bool,
+    safe: Safe,
 ) -> None:
     """Changes an active run in place."""
-    if not planner.is_updatable(row.spec, effective) or row.status == Status.TERMINATING:
+    before = sealing.unseal(row.spec, safe, row.id)
+    if not planner.is_updatable(before, effective) or row.status == Status.TERMINATING:
         raise refusals.refused("Cannot override active run. Stop the run first.")
-    is_known = (
-        current is not None and current["id"] == row.id and current.get("run_spec") == row.spec
-    )
+    is_known = current is not None and current["id"] == row.id and current.get("run_spec") == before
     if not is_known and not force:
         raise refusals.refused(
             "Failed to apply plan. Resource has been changed. Try again or use force apply."
         )
-    if row.spec != effective:
-        row.spec = effective
+    if before != effective:
+        row.spec = sealing.seal(effective, safe, row.id)
         row.priority = effective["configuration"]["priority"]
         row.deployment_num += 1
         timeline.tell(session, "Run updated", timeline.of_run(row), by=caller)

@@ -16,6 +16,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from accounts.roles import Caller
+from attest import compose
 from core import proc
 from core.config import Config
 from core.errors import Conflict, Invalid, NotFound, Unavailable
@@ -237,7 +238,7 @@ class Clusters:
             front = _front(session, cluster.id)
         return View(
             cluster=cluster,
-            app=document.parsed(plan.app_compose),
+            app=compose.document_of(plan.app_compose),
             members=[
                 self._member(node, rows[node.vm_id])
                 for node in cluster.nodes

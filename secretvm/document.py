@@ -7,33 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import yaml
-
+from attest.compose import canonical
 from core.errors import Invalid
+from rest.docker_compose import PORTS_MOST, check, published
 
 COMPOSE_LIMIT = 1024**2
 DOCKER_FILES_LIMIT = 10 * 1024**2
 # The port of the guest's own pages.
 GUEST_PORT = 29343
-PORTS_MOST = 20
-# Real files have some hundreds; what nests deeper or is longer only wants to cost time.
-DEPTH_MOST = 64
-EVENTS_MOST = 50_000
-
-_SHORT_PORT = re.compile(
-    r"(?:(?P<ip>\[[^\]]*\]|[0-9.]+):)?(?P<published>\d{1,5})(?:-(?P<last>\d{1,5}))?"
-    r":\d{1,5}(?:-\d{1,5})?(?:/(?P<protocol>\w+))?"
-)
-# ${NAME:-8080} and ${NAME-8080}: what compose takes when nothing else is said.
-_DEFAULT = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*:?-([^}]*)\}")
-_LOOPBACK = ("127.", "[::1]", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -56,33 +42,11 @@ def read_compose(raw: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         raise Invalid.field("dockercompose", "must be UTF-8 text") from None
-    if "\0" in text:
-        raise Invalid.field("dockercompose", "must not contain a NUL character")
-    services = _value(_parsed(text), "services")
-    if not isinstance(services, yaml.MappingNode) or not services.value:
-        raise Invalid.field("dockercompose", "must be a mapping with at least one of `services`")
-    return text
-
-
-def published(text: str) -> tuple[int, ...]:
-    """The TCP ports of the guest that a docker-compose text publishes, once each, in order.
-
-    A text that cannot be read, as others may have made, publishes none.
-    """
     try:
-        services = _value(_parsed(text), "services")
-    except Invalid:
-        return ()
-    if not isinstance(services, yaml.MappingNode):
-        return ()
-    entries = (_value(service, "ports") for _, service in services.value)
-    lists = (each.value for each in entries if isinstance(each, yaml.SequenceNode))
-    found: dict[int, None] = {}
-    for port in (port for entries in lists for entry in entries for port in _published_by(entry)):
-        found[port] = None
-        if len(found) > PORTS_MOST:  # too many, however many more there are
-            break
-    return tuple(found)
+        check(text)
+    except Invalid as error:
+        raise Invalid.field("dockercompose", error.message) from None
+    return text
 
 
 def guest_ports(text: str) -> tuple[int, ...]:
@@ -134,20 +98,6 @@ def app_compose(name: str, text: str, measured: Measured, names: Iterable[str]) 
     )
 
 
-def canonical(document: Mapping[str, Any]) -> str:
-    """The one text of a document (apps.md section 2)."""
-    return json.dumps(document, sort_keys=True, indent=4, separators=(",", ":"), ensure_ascii=False)
-
-
-def parsed(app_compose_text: str) -> dict[str, Any]:
-    """An app-compose text of whoever made it."""
-    try:
-        document = json.loads(app_compose_text)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
 def docker_compose(document: Mapping[str, Any]) -> str:
     """The docker-compose text in an app-compose document, or ""."""
     text = document.get("docker_compose_file")
@@ -164,75 +114,6 @@ def measured_in(document: Mapping[str, Any]) -> Measured | None:
 
 
 # Steps ---------------------------------------------------------------------------------------
-
-
-def _parsed(text: str) -> yaml.Node | None:
-    """The nodes of a YAML text, none of them made into a value: an alias stays one node however often it is used."""
-    try:
-        _check_size(text)
-        found: yaml.Node | None = yaml.compose(text, Loader=yaml.CSafeLoader)
-        return found
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        at = f" (line {where.line + 1})" if where else ""
-        reason = getattr(error, "problem", None) or "cannot be read"
-        raise Invalid.field("dockercompose", f"is not YAML: {reason}{at}") from None
-
-
-def _check_size(text: str) -> None:
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEPTH_MOST or count > EVENTS_MOST:
-            raise Invalid.field("dockercompose", "has too many parts, or nests too deep")
-
-
-def _value(node: yaml.Node | None, key: str, depth: int = 4) -> yaml.Node | None:
-    """The value of a key of a mapping, or of a mapping that it merges (`<<`)."""
-    if not isinstance(node, yaml.MappingNode) or not depth:
-        return None
-    for name, value in node.value:
-        if name.value == key:
-            found: yaml.Node = value
-            return found
-    for name, value in node.value:
-        if name.value == "<<":
-            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            for each in merged[:16]:
-                if (inherited := _value(each, key, depth - 1)) is not None:
-                    return inherited
-    return None
-
-
-def _published_by(entry: yaml.Node) -> Iterator[int]:
-    if isinstance(entry, yaml.MappingNode):
-        yield from _ports(
-            _scalar(entry, "published"), _scalar(entry, "host_ip"), _scalar(entry, "protocol")
-        )
-    elif isinstance(entry, yaml.ScalarNode):
-        given = _SHORT_PORT.fullmatch(_DEFAULT.sub(r"\1", entry.value.strip()))
-        if given:
-            last = given["last"] or given["published"]
-            yield from _ports(
-                f"{given['published']}-{last}", given["ip"] or "", given["protocol"] or ""
-            )
-
-
-def _ports(numbers: str, address: str, protocol: str) -> Iterator[int]:
-    first, _, last = _DEFAULT.sub(r"\1", numbers).partition("-")
-    # Nothing from outside reaches a loopback address of the guest.
-    if protocol.lower() not in ("", "tcp") or address.startswith(_LOOPBACK):
-        return
-    if re.fullmatch(r"\d{1,5}", first) and re.fullmatch(r"\d{0,5}", last):
-        for number in range(int(first), int(last or first) + 1):
-            if 1 <= number <= 65535:
-                yield number
-
-
-def _scalar(node: yaml.Node, key: str) -> str:
-    found = _value(node, key)
-    return str(found.value) if isinstance(found, yaml.ScalarNode) else ""
 
 
 def _check_member(member: tarfile.TarInfo) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from accounts.roles import Caller, ProjectRole
 from accounts.service import Accounts
+from attest import compose
 from attest.artifacts import version_key
 from core.config import Config
 from core.errors import (
@@ -119,7 +120,7 @@ class SecretVms:
     ) -> str:
         """A VM of what was prepared; a node has the `cluster` (id and name) and may publish more ports."""
         size = sizes.find(self.config, prepared.vm_type)
-        image = self._image(document.parsed(prepared.app_compose))
+        image = self._image(compose.document_of(prepared.app_compose))
         configuration = Configuration(
             name=self._drawn_name(),
             image=image,
@@ -132,9 +133,13 @@ class SecretVms:
             user_config=prepared.user_config,
             stopped=not prepared.starts,
         )
-        vm_id = self.vms.create(configuration, owner, publish=(*prepared.publish, *publish))
-        self._keep(vm_id, replace(prepared, name=name or prepared.name), cluster)
-        return vm_id
+        kept = replace(prepared, name=name or prepared.name)
+        return self.vms.create(
+            configuration,
+            owner,
+            publish=(*prepared.publish, *publish),
+            beside=lambda session, vm_id: _keep(session, vm_id, kept, cluster),
+        )
 
     def update_vm(self, vm_id: str, asked: Wanted) -> None:
         """Changes what a VM boots next; what is not given stays."""
@@ -206,6 +211,8 @@ class SecretVms:
 
     def stop(self, vm_id: str) -> None:
         """Asks a VM to power off, and ends it by force when it cannot be asked; a stopped one stays as it is."""
+        if self.row(vm_id).word == "stopping":  # asked already: another word would end it by force
+            return
         try:
             self.vms.shutdown(vm_id)
         except (Invalid, Unavailable):  # it is not up, or nobody in it listens
@@ -247,9 +254,11 @@ class SecretVms:
 
     def batch(self, caller: Caller, verb: str, ids: Iterable[str]) -> list[dict[str, str]]:
         """One job a VM that the caller may do this to; NotFound when there is none."""
-        found = [(each, row) for each in dict.fromkeys(ids) if (row := self._seen(caller, each))]
-        if verb == "delete":
-            found = [(each, row) for each, row in found if self.may_terminate(caller, row)]
+        found: dict[str, tuple[str, Row]] = {}
+        for each in ids:
+            row = self._seen(caller, each)
+            if row and (verb != "delete" or self.may_terminate(caller, row)):
+                found.setdefault(row.vm.id, (each, row))  # a VM has two ids
         if not found:
             raise NotFound("ids: none of these VMs is there for you")
         with self.database.writing() as session:
@@ -261,7 +270,7 @@ class SecretVms:
                         session, f"vm.{verb}", row.vm.project_id, {"vm_id": row.vm.id}
                     ),
                 }
-                for each, row in found
+                for each, row in found.values()
             ]
 
     # Questions -----------------------------------------------------------------------------------
@@ -415,24 +424,6 @@ class SecretVms:
             for vm, secret in plain
         ]
 
-    def _keep(self, vm_id: str, prepared: Prepared, cluster: tuple[str, str] | None) -> None:
-        cluster_id, cluster_name = cluster or (None, None)
-        with self.database.writing() as session:
-            if session.get(Vm, vm_id) is None:  # removed the moment it was there
-                return
-            session.add(
-                SecretVm(
-                    vm_id=vm_id,
-                    name=prepared.name,
-                    vm_type=prepared.vm_type,
-                    domain=prepared.flags.custom_domain,
-                    flags=wanted.kept_flags(prepared.flags),
-                    registration=_plain(prepared.registration),
-                    cluster_id=cluster_id,
-                    cluster_name=cluster_name,
-                )
-            )
-
     def _check_balance(self, row: Row) -> None:
         if row.word in ("running", "starting"):
             return
@@ -443,20 +434,8 @@ class SecretVms:
     def _image(self, app: Mapping[str, Any]) -> str:
         """The image of a new VM; Unavailable when this host has none."""
         measured = document.measured_in(app)
-        known = sorted(
-            registry.list_images(self.config.image.path), key=lambda image: image.version_key
-        )
-        for_developers = [image.name for image in known if image.is_dev]
-        others = [image.name for image in known if not image.is_dev]
-        if measured is not None and measured.environment == "dev" and for_developers:
-            return for_developers[-1]
-        if self.config.image.default:
-            return self.config.image.default
-        if not known:
-            raise Unavailable(
-                "this host has no image to boot; make one with `casemate image build`"
-            )
-        return (others or for_developers)[-1]
+        is_dev = measured is not None and measured.environment == "dev"
+        return registry.chosen(self.config.image, dev=is_dev)
 
     def _drawn_name(self) -> str:
         with self.database.reading() as session:
@@ -471,6 +450,24 @@ class SecretVms:
                 f"secrets need the KMS of this host (kms_url), and it cannot be asked: {error.message}"
             ) from None
         return bytes(told["public_key"])
+
+
+def _keep(
+    session: Session, vm_id: str, prepared: Prepared, cluster: tuple[str, str] | None
+) -> None:
+    cluster_id, cluster_name = cluster or (None, None)
+    session.add(
+        SecretVm(
+            vm_id=vm_id,
+            name=prepared.name,
+            vm_type=prepared.vm_type,
+            domain=prepared.flags.custom_domain,
+            flags=wanted.kept_flags(prepared.flags),
+            registration=_plain(prepared.registration),
+            cluster_id=cluster_id,
+            cluster_name=cluster_name,
+        )
+    )
 
 
 def _missing(given: str) -> NotFound:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from attest import compose
 from core.config import Config
 from core.config_secretvm import VmTypeConfig
 from secretvm import document, sizes
@@ -72,7 +73,7 @@ class Flags:
 def vm_object(row: Row, config: Config) -> dict[str, Any]:
     """The object that create, instances and details answer."""
     vm = row.vm
-    app = document.parsed(vm.compose_file)
+    app = compose.document_of(vm.compose_file)
     flags = Flags.read(row.secret.flags) if row.secret else Flags()
     measured = document.measured_in(app) or Measured(private=not app.get("public_logs"))
     size = _size(row, config)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from attest import compose
 from core.config import Config
 from core.errors import Invalid
 from core.sealed_env import seal
+from rest.docker_compose import published
 from secretvm import document, sizes
 from secretvm.document import Measured
 from secretvm.secrets import CREDENTIALS, Given, Keys
@@ -112,7 +114,7 @@ def prepare_change(
     before: Prepared, wanted: Wanted, config: Config, *, host_tee: str, keys: Keys, key_of: KeyOf
 ) -> Prepared:
     """A VM as it will be; what is not given stays as it is."""
-    app = document.parsed(before.app_compose)
+    app = compose.document_of(before.app_compose)
     text = document.docker_compose(app)
     if wanted.compose:
         text = document.read_compose(wanted.compose)
@@ -135,7 +137,7 @@ def _changed_ports(before: Prepared, old_text: str, text: str) -> tuple[int, ...
     """The published ports; those that no compose text asked for are a cluster's, and stay."""
     if not before.publish:  # made elsewhere
         return ()
-    asked = {document.GUEST_PORT, *document.published(old_text)}
+    asked = {document.GUEST_PORT, *published(old_text)}
     extra = [port for port in before.publish if port not in asked]
     return tuple(dict.fromkeys((*document.guest_ports(text), *extra)))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from attest import compose
 from core import faults, http, logs, prpc
@@ -93,11 +94,12 @@ class Vms:
         owner: records.Owner = NOBODY,
         publish: Sequence[int] = (),
         cause: Cause | None = None,
+        beside: Callable[[Session, str], None] = lambda session, vm_id: None,
     ) -> str:
         """Makes a VM, starts it unless `stopped`, and returns its id; on failure nothing remains.
 
         It belongs to project main where no owner is named.  To each TCP port of the guest in `publish` a free host
-        port is led.
+        port is led.  `beside` writes what the caller keeps of the VM, so that one is never there without the other.
         """
         checked = check(wanted, self.config, host_tee=self.host.tee, root=self.host.root)
         faults.point("create.checked")
@@ -112,6 +114,7 @@ class Vms:
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.warning", checked.warning, keep)
             revisions.note(session, vm, cause or Cause(owner.user_id))
+            beside(session, vm.id)
             faults.point("create.leased")
             if not wanted.stopped:
                 records.check_capacity(session, vm, self.config)

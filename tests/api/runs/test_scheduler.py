@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import logging
 import shutil
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from accounts.roles import ProjectRole
 from core.config import Config
 from core.config_runs import RunsConfig
 from models.base import Database
+from models.run import Run
 from tests.api.runs.conftest import Api, Host, begin
 from tests.api.runs.test_wire import issue
 from tests.common.waiting import until
@@ -322,3 +326,58 @@ def test_an_idle_vm_of_another_user_makes_room(
         for each in (first, second)
     ]
     assert ids[0] != ids[1]
+
+
+def test_what_is_secret_of_a_run_is_nowhere_in_the_clear(
+    api: Api, background: Host, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    api.fleet()
+    wanted = {
+        "type": "service",
+        "port": 8000,
+        "commands": ["test -n $TOKEN && sleep 60"],
+        "image": "registry.example/app",
+        "resources": {"cpu": "1..", "memory": "1GB.."},
+        "env": {"TOKEN": "marker-one"},
+        "registry_auth": {"username": "marker-two", "password": "marker-three"},
+        "probes": [{"type": "http", "headers": [{"name": "x", "value": "marker-four"}]}],
+    }
+    asked = {"run_spec": {"run_name": "web", "configuration": wanted}}
+    api.ask("runs/get_plan", asked)
+    applied = api.ask("runs/apply", {"plan": asked, "force": False})
+    run = api.until("web", "running")
+    listed = api.ask("/api/runs/list", {})
+    again = api.ask("runs/get_plan", asked)
+    api.ask("/api/events/list", {})
+    api.ask(
+        "logs/poll", {"run_name": "web", "job_submission_id": run["latest_job_submission"]["id"]}
+    )
+
+    (order,) = background.executor.orders.values()
+    assert order.env["TOKEN"] == "marker-one"
+    assert order.registry_auth == ("marker-two", "marker-three")
+    assert "marker" not in repr(order)
+    for answer in (applied, run, listed[0]):
+        assert answer["run_spec"] == again["effective_run_spec"]
+        assert answer["run_spec"]["configuration"]["env"] == {"TOKEN": "marker-one"}
+        assert answer["jobs"][0]["job_spec"]["registry_auth"]["password"] == "marker-three"
+        assert answer["jobs"][0]["job_spec"]["probes"][0]["headers"][0]["value"] == "marker-four"
+    assert "marker" not in caplog.text
+    files = [path for path in config.data_dir.rglob("*") if path.is_file()]
+    assert any(path.name.endswith(".db") for path in files)
+    assert [path for path in files if b"marker" in path.read_bytes()] == []
+
+
+def test_an_update_seals_what_is_secret_of_it(api: Api, database: Database) -> None:
+    wanted = {"type": "service", "port": 8000, "commands": ["true"], "env": {"TOKEN": "marker-old"}}
+    asked = {"run_spec": {"run_name": "web", "configuration": wanted}}
+    run = api.ask("runs/apply", {"plan": asked, "force": False})
+
+    wanted["env"] = {"TOKEN": "marker-new"}
+    changed = api.ask("runs/apply", {"plan": asked | {"current_resource": run}, "force": False})
+
+    assert changed["id"] == run["id"]
+    assert changed["run_spec"]["configuration"]["env"] == {"TOKEN": "marker-new"}
+    with database.reading() as session:
+        assert "marker" not in str(session.get_one(Run, run["id"]).spec)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,47 @@ def test_the_oldest_answers_make_room(claim: Claim, monkeypatch: pytest.MonkeyPa
         source(claim)
 
     assert len(asked) == 4  # a, b, c, and a again, which c had displaced; c was kept
+
+
+def test_a_slow_answer_holds_up_nobody_who_asks_for_another(claim: Claim) -> None:
+    is_out, may_answer = threading.Event(), threading.Event()
+    keys = iter(("slow", "quick"))
+
+    def fetch(question: Claim | Report) -> Fetched:
+        if not is_out.is_set():
+            is_out.set()
+            assert may_answer.wait(30)
+            return Fetched("late", 10)
+        return Fetched("early", 10)
+
+    source = Cached(lambda question: next(keys), fetch, lambda: 0)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(source, claim)
+        assert is_out.wait(30)
+        quick = pool.submit(source, claim)
+        try:
+            assert quick.result(timeout=5) == "early"
+        finally:
+            may_answer.set()
+        assert slow.result(timeout=30) == "late"
+
+
+def test_the_same_question_goes_out_once_at_a_time(claim: Claim) -> None:
+    asked: list[Claim | Report] = []
+    may_answer = threading.Event()
+
+    def fetch(question: Claim | Report) -> Fetched:
+        asked.append(question)
+        assert may_answer.wait(30)
+        return Fetched("answer", 10)
+
+    source = Cached(lambda question: "key", fetch, lambda: 0)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(source, claim) for _ in range(4)]
+        may_answer.set()
+        assert {each.result(timeout=30) for each in answers} == {"answer"}
+
+    assert len(asked) == 1
 
 
 def test_collateral_ends_with_the_first_of_its_parts() -> None:

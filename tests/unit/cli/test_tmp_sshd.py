@@ -11,10 +11,12 @@ def test_attach(site: Site) -> None:
     key = site.home / "hostkey"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     port = free_port(); remote = free_port()
-    srv = subprocess.Popen(["python3", "-m", "http.server", str(remote), "--bind", "127.0.0.1"], cwd=site.home)
+    srv = subprocess.Popen(["python3", "-m", "http.server", str(remote), "--bind", "127.0.0.1"], cwd=site.home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    import atexit; atexit.register(srv.kill)
     file = site.task("web", "echo begun; sleep 100", ports=[f"{port}:{remote}"])
     began = time.time()
     started = site.start("apply", "-y", "-f", file)
+    until(lambda: site.json("ps")["runs"], seconds=30)
     run = site.until("web", "running")
     sshport = run["jobs"][0]["job_submissions"][-1]["job_provisioning_data"]["ssh_port"]
     print("ssh port", sshport)
@@ -44,7 +46,9 @@ def test_attach(site: Site) -> None:
         print("third", third.communicate(timeout=20), third.returncode)
         third = site.start("attach", "web", "-p", f"*:{remote}")
         time.sleep(4)
-        sshd.terminate(); subprocess.run(["pkill", "-P", str(sshd.pid)])
+        import psutil
+        for c in psutil.Process(sshd.pid).children(recursive=True): c.kill()
+        sshd.kill()
         print("fourth", third.communicate(timeout=40), third.returncode)
         started.send_signal(signal.SIGINT)
         print("apply", started.communicate(timeout=20), started.returncode)

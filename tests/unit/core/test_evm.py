@@ -94,6 +94,17 @@ def test_an_answer_is_found_by_its_number_and_a_missing_one_is_a_fault(node: Ser
         Chain(node.url).calls([CALL] * 3)
 
 
+@pytest.mark.parametrize("number", [2, None, "1", [1], {}])
+def test_an_answer_to_another_question_is_none(node: Service, number: object) -> None:
+    node.body = json.dumps({"id": number, "result": "0x01"}).encode()
+    with pytest.raises(Upstream, match="another question"):
+        Chain(node.url).call(CALL)
+
+    node.body = json.dumps([{"id": number, "result": "0x01"}]).encode()
+    with pytest.raises(Upstream):
+        Chain(node.url).calls([CALL])
+
+
 def test_a_slow_node_is_left(node: Service) -> None:
     node.body, node.late_s = b'{"result": "0x01"}', 0.3
 

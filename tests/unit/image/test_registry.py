@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import Invalid, NotFound
+from core.config import ImageConfig
+from core.errors import Invalid, NotFound, Unavailable
 from image import manifest, registry
 
 OURS: Mapping[str, object] = {
@@ -209,3 +210,33 @@ def test_changed_files_of_a_loaded_image_are_named(tmp_path: Path) -> None:
     (folder / "rootfs.img.verity").write_bytes(b"dm-verity's to check")
 
     assert registry.changed_files(image) == ["initramfs.cpio.gz"]
+
+
+@pytest.mark.parametrize(
+    ("default", "dev", "name"),
+    [
+        ("", False, "b-0.5.11"),
+        ("", True, "c-0.6.0"),
+        ("a-0.5.9", False, "a-0.5.9"),
+        ("a-0.5.9", True, "c-0.6.0"),
+    ],
+)
+def test_whoever_names_no_image_gets_the_configured_or_the_newest(
+    tmp_path: Path, default: str, dev: bool, name: str
+) -> None:
+    make(tmp_path, "a-0.5.9", {**OURS, "version": "0.5.9"})
+    make(tmp_path, "b-0.5.11")
+    make(tmp_path, "c-0.6.0", {**OURS, "version": "0.6.0", "is_dev": True})
+
+    assert registry.chosen(ImageConfig(tmp_path, default=default), dev=dev) == name
+
+
+def test_a_dev_image_is_chosen_where_there_is_no_other_and_none_where_there_is_none(
+    tmp_path: Path,
+) -> None:
+    settings = ImageConfig(tmp_path)
+    with pytest.raises(Unavailable, match="casemate image build"):
+        registry.chosen(settings)
+    make(tmp_path, "c-0.6.0", {**OURS, "is_dev": True})
+
+    assert registry.chosen(settings) == "c-0.6.0"

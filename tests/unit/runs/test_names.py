@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rest.names import ADJECTIVES, ANIMALS
 from runs import names
 from runs.specs import is_name
 
@@ -11,8 +12,8 @@ from runs.specs import is_name
 def test_a_name_keeps_the_rule_of_names() -> None:
     assert all(
         is_name(f"{adjective}-{animal}-1000")
-        for adjective in names._ADJECTIVES
-        for animal in names._ANIMALS
+        for adjective in ADJECTIVES
+        for animal in ANIMALS
     )
 
 

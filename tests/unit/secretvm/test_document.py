@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attest.compose import AppCompose
+from attest.compose import AppCompose, document_of
 from core.errors import Invalid
+from rest.docker_compose import published
 from secretvm import document
 from secretvm.document import Measured
 
@@ -20,40 +21,6 @@ COMPOSE = "services: {web: {image: x}}\n"
 
 def with_ports(ports: str) -> str:
     return f"services:\n  web:\n    image: x\n    ports: {ports}\n"
-
-
-@pytest.mark.parametrize(
-    ("ports", "published"),
-    [
-        ("['8080:80']", (8080,)),
-        ("['80']", ()),
-        ("[80]", ()),
-        ("['127.0.0.1:8080:80']", ()),
-        ("['[::1]:8080:80']", ()),
-        ("['0.0.0.0:8080:80/tcp']", (8080,)),
-        ("['53:53/udp', '53:53']", (53,)),
-        ("['3000-3002:4000-4002']", (3000, 3001, 3002)),
-        ("['${PORT:-8081}:80', '${PORT}:80']", (8081,)),
-        ("[{target: 80, published: 8443}]", (8443,)),
-        ("[{target: 80, published: '8443-8444', protocol: tcp}]", (8443, 8444)),
-        ("[{target: 80, published: 8443, protocol: udp}]", ()),
-        ("[{target: 80, published: 8443, host_ip: 127.0.0.1}]", ()),
-        ("[{target: 80}]", ()),
-        ("['70000:80', '0:80', 'x:y', {}, []]", ()),
-        ("['8080:80', '8080:81']", (8080,)),
-        ("8080", ()),
-    ],
-)
-def test_the_tcp_ports_that_a_compose_text_publishes(
-    ports: str, published: tuple[int, ...]
-) -> None:
-    assert document.published(with_ports(ports)) == published
-
-
-def test_ports_of_a_merged_mapping_are_found() -> None:
-    text = "x-base: &base {ports: ['8080:80']}\nservices:\n  web:\n    <<: *base\n    image: x\n"
-
-    assert document.published(text) == (8080,)
 
 
 def test_the_guests_own_pages_come_first_and_twenty_ports_are_the_most() -> None:
@@ -124,7 +91,7 @@ def test_no_text_is_a_fault(text: str) -> None:
     try:
         document.read_compose(text.encode(errors="surrogatepass"))
     except Invalid:
-        assert document.published(text) == ()
+        assert published(text) == ()
 
 
 def test_the_compose_text_is_in_the_document_as_it_was_sent() -> None:
@@ -132,7 +99,7 @@ def test_the_compose_text_is_in_the_document_as_it_was_sent() -> None:
     made = document.app_compose("my vm", text, Measured(), ())
 
     assert AppCompose.parse(made.encode()).docker_compose_file == text
-    assert document.docker_compose(document.parsed(made)) == text
+    assert document.docker_compose(document_of(made)) == text
 
 
 def test_the_document_is_canonical_and_says_what_the_guest_reads() -> None:

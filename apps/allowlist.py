@@ -15,8 +15,9 @@ from apps.names import bare_app_id
 from apps.refusals import NODE_NOT_FOUND, coded
 from apps.schemas import Allowance
 from apps.service import App, Apps
-from core.errors import CasemateError, Invalid, NotFound, Upstream
+from core.errors import CasemateError, NotFound, Upstream
 from core.evm import Call, encode
+from rest.blueprint import BadArguments
 
 NO_CONTRACT = "there is no contract at this address"
 
@@ -60,7 +61,7 @@ class Allowlist:
         """Whether an app that need not be here may run a text on a device."""
         app_id = bare_app_id(name)
         if app_id is None:
-            raise Invalid.field("app_id", "must be 40 hex digits")
+            raise BadArguments("path", {"app_id": ["must be 40 hex digits"]})
         rows = [row for row in self.apps.rows(caller) if row.app_id == app_id]
         asked = Asked(digits(wanted.compose_hash), self._device(wanted))
         return answer(app_id, self.verdicts(app_id, self._chain_of(rows, wanted), [asked])[0])

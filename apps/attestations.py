@@ -36,6 +36,13 @@ _ALGORITHMS = {
     SignatureAlgorithmOID.RSA_WITH_SHA256: "sha256WithRSAEncryption",
     SignatureAlgorithmOID.ED25519: "ed25519",
 }
+# What cryptography raises for certificates that break the rules, some of it only when they are looked at.
+_UNREADABLE = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    x509.DuplicateExtension,
+)
 _TCB_TEXTS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "app_compose")
 _EVENT = {"imr": int, "event_type": int, "digest": str, "event": str, "event_payload": str}
 
@@ -178,7 +185,7 @@ def certificates(pem: str) -> list[Json]:
     try:
         chain = x509.load_pem_x509_certificates(pem.encode())
         return [_certificate(each, place) for place, each in enumerate(chain)]
-    except (ValueError, x509.UnsupportedGeneralNameType, x509.DuplicateExtension):
+    except _UNREADABLE:
         return []
 
 

@@ -6,6 +6,7 @@ threads of the service.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ AGGREGATE = "aggregate3((address,bool,bytes)[])"
 # So many calls go into one call of the multicall contract; nodes bound what one may cost.
 CALLS_AT_ONCE = 200
 FAIL_FAST_S = 2.0
+# Keys are no shorter; names of calls and the like are.
+SECRET_LEAST = 8
 
 Answer = bytes | CasemateError
 
@@ -42,12 +45,21 @@ class Reader:
         try:
             return self._asked(calls)
         except (Upstream, UpstreamTimeout) as error:
-            self._why, self._failed_at = error.message, time.monotonic()
-            raise
+            self._why, self._failed_at = self._private(error.message), time.monotonic()
+            raise type(error)(self._why) from None
 
     def receipt(self, number: str) -> dict[str, Any] | None:
         """What came of a transaction, or None while it is in no block."""
-        return self._chain(time.monotonic() + self.config.timeout_s).receipt(number)
+        try:
+            return self._chain(time.monotonic() + self.config.timeout_s).receipt(number)
+        except (Upstream, UpstreamTimeout) as error:
+            raise type(error)(self._private(error.message)) from None
+
+    def _private(self, text: str) -> str:
+        """A node's words without the parts of its address, some of which may be keys."""
+        for part in re.split(r"[/?&=@:]+", self.config.rpc_url):
+            text = text.replace(part, "...") if len(part) >= SECRET_LEAST else text
+        return text
 
     def _asked(self, calls: Sequence[Call]) -> list[Answer]:
         deadline = time.monotonic() + self.config.timeout_s

@@ -63,7 +63,7 @@ class Changes:
         row = self.apps.find(caller, name)
         if self.apps.status(row) == "running":
             return self._done(self.apps.vms.shutdown, row.id)
-        return self.apps.cvms([row.id])[0]
+        return self.apps.of(row.id)
 
     def restart(self, caller: Caller, name: str, *, force: bool) -> Cvm:
         """Ends a VM, by force or after some seconds of grace, and starts it."""
@@ -77,7 +77,7 @@ class Changes:
 
     def _done(self, verb: Any, vm_id: str) -> Cvm:
         verb(vm_id)
-        return self.apps.cvms([vm_id])[0]
+        return self.apps.of(vm_id)
 
     def _start(self, vm_id: str) -> None:
         try:
@@ -194,7 +194,7 @@ class Changes:
         )
         owner = Owner(row.project_id, caller.user_id)
         vm_id = Deployments(self.apps).make(owner, configuration, profile, "replicate")
-        return self.apps.cvms([vm_id])[0]
+        return self.apps.of(vm_id)
 
 
 def changed_text(cvm: Cvm, given: Mapping[str, Any]) -> str:

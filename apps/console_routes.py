@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 from flask import Blueprint, Response, current_app, request
 
 from apps import diffs, evidence
@@ -69,6 +71,20 @@ def contract(app_id: str) -> Response:
     """What the app's contract says of its VMs, asked just now."""
     found = service().app(caller(), app_id)
     return show("apps/allowlist.html", app=found, verdicts=allowlist().of_cvms(found))
+
+
+@blueprint.get("/<app_id>/log/<vm_id>")
+def log(app_id: str, vm_id: str) -> Response:
+    """The serial log of one of its VMs, which follows."""
+    found, nonce = service().app(caller(), app_id), secrets.token_urlsafe(16)
+    return show(
+        "apps/log.html",
+        # As in the operators' logs: the styles that xterm.js makes.
+        policy=f"style-src 'self' 'nonce-{nonce}'",
+        nonce=nonce,
+        app=found,
+        cvm=service().cvm(caller(), vm_id),
+    )
 
 
 def _page() -> int:

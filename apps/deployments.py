@@ -118,7 +118,7 @@ class Deployments:
         except BaseException:
             self._give_back(provision)
             raise
-        return self.apps.cvms([vm_id])[0]
+        return self.apps.of(vm_id)
 
     # Making --------------------------------------------------------------------------------------
 

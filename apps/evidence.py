@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from apps.attestations import at_once, heard
+from apps.attestations import Said, at_once, heard
 from apps.cvms import Cvm
 from apps.service import App, Apps
 from attest import ratls
@@ -36,19 +36,20 @@ class Words:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Sentence:
     text: str
     holds: bool
 
 
 def of_app(apps: Apps, verifier: Verifier, app: App) -> list[Words]:
     """All VMs of an app, whose guests are asked at once."""
-    cvms = apps.cvms([row.id for row in app.rows])
-    return at_once(lambda cvm: _words(apps, verifier, cvm), cvms)
+    cvms, now = apps.cvms([row.id for row in app.rows]), int(time.time())
+    return at_once(lambda cvm: words(cvm, heard(apps.vms, cvm), verifier, now), cvms)
 
 
-def _words(apps: Apps, verifier: Verifier, cvm: Cvm) -> Words:
-    said = list(_sentences(apps, verifier, cvm))
+def words(cvm: Cvm, told: Said, verifier: Verifier, now: int) -> Words:
+    """What a VM's guest told, in words, at the Unix time `now`."""
+    said = list(_sentences(cvm, told, verifier, now))
     return Words(
         cvm,
         tuple(each.text for each in said if each.holds),
@@ -56,27 +57,26 @@ def _words(apps: Apps, verifier: Verifier, cvm: Cvm) -> Words:
     )
 
 
-def _sentences(apps: Apps, verifier: Verifier, cvm: Cvm) -> Iterator[_Said]:
+def _sentences(cvm: Cvm, told: Said, verifier: Verifier, now: int) -> Iterator[_Sentence]:
     if cvm.told["simulated_tee"]:
-        yield _Said(
+        yield _Sentence(
             "Its TEE is simulated: whatever it shows proves nothing about this host.", False
         )
-    told = heard(apps.vms, cvm)
     if not told.pem:
-        yield _Said(f"It shows no evidence: {told.error or 'its certificate has none'}.", False)
+        yield _Sentence(f"It shows no evidence: {told.error or 'it has no certificate'}.", False)
         return
     try:
-        verified = _verified(told.pem, verifier)
+        verified = _verified(told.pem, verifier, now)
     except VerificationError as error:
-        yield _Said(f"It shows no evidence: {error.message}.", False)
+        yield _Sentence(f"It shows no evidence: {error.message}.", False)
         return
     yield from _of_processor(verified)
-    yield from _of_app(verified.app_info, cvm, is_proven=verified.is_valid)
+    yield from _of_app(verified.app_info, cvm, is_proven=_is_vendors(verified))
     if verified.os_image_is_dev:
-        yield _Said("That nobody logs in: its image is one for developers.", False)
+        yield _Sentence("That nobody logs in: its image is one for developers.", False)
 
 
-def _verified(pem: str, verifier: Verifier) -> Verified:
+def _verified(pem: str, verifier: Verifier, now: int) -> Verified:
     """The outcome for the evidence in a certificate; a VerificationError when it has none of its own key."""
     try:
         leaf = x509.load_pem_x509_certificates(pem.encode())[0]
@@ -88,37 +88,45 @@ def _verified(pem: str, verifier: Verifier) -> Verified:
         raise NotGenuine("its certificate has none")
     if attestation.report_data != ratls.report_data_for_key(key):
         raise Mismatch("what its certificate carries is of another key")
-    return verify_evidence(attestation, verifier.trust(int(time.time())))
+    return verify_evidence(attestation, verifier.trust(now))
 
 
-def _of_processor(verified: Verified) -> Iterator[_Said]:
+def _is_vendors(verified: Verified) -> bool:
+    return verified.is_valid and verified.root in _VENDORS
+
+
+def _of_processor(verified: Verified) -> Iterator[_Sentence]:
     vendor = _VENDORS.get(verified.root or "")
     if verified.quote_verified and vendor:
-        yield _Said(f"It runs in a VM that {vendor} processor keeps from its host.", True)
-        yield _Said("The key of its certificate was made in that VM.", True)
+        yield _Sentence(f"It runs in a VM that {vendor} processor keeps from its host.", True)
+        yield _Sentence("The key of its certificate was made in that VM.", True)
     elif verified.quote_verified:
-        yield _Said(
+        yield _Sentence(
             "Its evidence leads to a root of this host's operator, not to a vendor's.", False
         )
     if verified.reason:
-        yield _Said(f"This host's verifier does not accept its evidence: {verified.reason}.", False)
+        yield _Sentence(
+            f"This host's verifier does not accept its evidence: {verified.reason}.", False
+        )
     if verified.tcb_status not in ("", "UpToDate"):
-        yield _Said(f"The firmware under it is {verified.tcb_status}, by its vendor's word.", False)
+        yield _Sentence(
+            f"The firmware under it is {verified.tcb_status}, by its vendor's word.", False
+        )
     if verified.os_image_hash_verified:
         version = verified.os_image_version or "of an unknown version"
-        yield _Said(f"It booted the image that it names, {version}.", vendor is not None)
+        yield _Sentence(f"It booted the image that it names, {version}.", vendor is not None)
 
 
-def _of_app(info: AppInfo | None, cvm: Cvm, *, is_proven: bool) -> Iterator[_Said]:
+def _of_app(info: AppInfo | None, cvm: Cvm, *, is_proven: bool) -> Iterator[_Sentence]:
     if info is None:
-        yield _Said("Which app it booted.", False)
+        yield _Sentence("Which app it booted.", False)
         return
     if info.app_id.hex() != cvm.row.app_id:
-        yield _Said(f"It booted as another app, {info.app_id.hex()}.", False)
+        yield _Sentence(f"It booted as another app, {info.app_id.hex()}.", False)
     if info.compose_hash.hex() == cvm.compose_hash:
-        yield _Said("It booted the app-compose text of its newest revision.", is_proven)
+        yield _Sentence("It booted the app-compose text of its newest revision.", is_proven)
     else:
-        yield _Said(
+        yield _Sentence(
             f"It booted another app-compose text, {info.compose_hash.hex()}; the newest revision comes with a restart.",
             False,
         )

@@ -14,8 +14,9 @@ from apps.refusals import KMS_NOT_FOUND, coded
 from apps.service import Apps, Page, page_of
 from apps.versions import Json, kms_info, node_ref
 from core.config_apps import InstanceTypeConfig
-from core.errors import Invalid, NotFound
+from core.errors import NotFound
 from image.registry import Image
+from rest.blueprint import BadArguments
 
 TIER = "self-hosted"
 
@@ -229,6 +230,6 @@ def env_key(service: Apps, name: str, app_id: str) -> Json:
     """What a KMS says of the key for an app's variables, in hex."""
     entry, bare = kms(service.catalog, name), bare_app_id(app_id)
     if bare is None:
-        raise Invalid.field("app_id", "must be 40 hex digits")
+        raise BadArguments("path", {"app_id": ["must be 40 hex digits"]})
     told: Any = service.vms.env_key(bytes.fromhex(bare), url=entry.url)
     return {"public_key": told["public_key"].hex(), "signature": told["signature"].hex()}

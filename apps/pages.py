@@ -14,6 +14,7 @@ from apps.names import moment
 from apps.service import App, Apps, Page, page_of
 from apps.versions import Json, Version, cvm_ref, user_ref, workspace_ref
 from attest import compose
+from core.errors import NotFound
 from models.app import Revision
 
 
@@ -22,6 +23,14 @@ def apps_of(service: Apps, apps: Sequence[App], version: Version, links: Links) 
     cvms = {cvm.uuid: cvm for cvm in service.cvms([row.id for app in apps for row in app.rows])}
     of_apps = [(app, [cvms[row.id] for row in app.rows if row.id in cvms]) for app in apps]
     return [app_of(app, found, version, links) for app, found in of_apps if found]
+
+
+def one_app(service: Apps, app: App, version: Version, links: Links) -> Json:
+    """One app with its VMs; NotFound when the last one went meanwhile."""
+    found = apps_of(service, [app], version, links)
+    if not found:
+        raise NotFound("App not found")
+    return found[0]
 
 
 def cvms_page(service: Apps, caller: Caller, wanted: dict[str, Any]) -> Page[Cvm]:

@@ -98,7 +98,7 @@ def filter_options() -> Any:
 def app(app_id: str) -> Any:
     """Shows one app."""
     found = service().app(caller(), app_id)
-    return pages.apps_of(service(), [found], version(), links())[0]
+    return pages.one_app(service(), found, version(), links())
 
 
 @blueprint.get("/apps/<app_id>/cvms")

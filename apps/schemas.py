@@ -11,12 +11,12 @@ from marshmallow.validate import And, Length, Range, Regexp
 
 # SQLite counts to 2^63, and nobody has so many pages.
 MOST = 2**31
-HEX = Regexp(r"^(0x)?[0-9a-fA-F]*$", error="must be hex digits")
-HASH = Regexp(r"^(0x)?[0-9a-fA-F]{64}$", error="must be 64 hex digits")
+HEX = Regexp(r"^(0x)?[0-9a-fA-F]*\Z", error="must be hex digits")
+HASH = Regexp(r"^(0x)?[0-9a-fA-F]{64}\Z", error="must be 64 hex digits")
 NAME = And(
     Length(5, 63, error="must have 5 to 63 characters"),
     Regexp(
-        r"^[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*$",
+        r"^[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*\Z",
         error="must begin with a letter and have only letters, digits and single hyphens between them",
     ),
 )
@@ -296,7 +296,7 @@ class CommitRequest(Sent):
     env_keys = _texts()
     kms_id = _text()
     contract_address = _text()
-    deployer_address = _text(validate=Regexp(r"^0x[0-9a-fA-F]{40}$", error="must be an address"))
+    deployer_address = _text(validate=Regexp(r"^0x[0-9a-fA-F]{40}\Z", error="must be an address"))
 
 
 # Changes -----------------------------------------------------------------------------------------

@@ -204,10 +204,13 @@ class Apps:
 
     def cvm(self, caller: Caller, name: str) -> Cvm:
         """The one VM that a name means, with everything."""
-        vm_id = self.find(caller, name).id
+        return self.of(self.find(caller, name).id)
+
+    def of(self, vm_id: str) -> Cvm:
+        """The VM of an id, with everything; NotFound when it went meanwhile."""
         found = self.cvms([vm_id])
-        if not found:  # removed meanwhile
-            raise coded(NotFound(f"CVM {name[:64]} not found"), CVM_NOT_FOUND)
+        if not found:
+            raise coded(NotFound(f"CVM {vm_id} not found"), CVM_NOT_FOUND)
         return found[0]
 
     def cvms(self, ids: Sequence[str]) -> list[Cvm]:

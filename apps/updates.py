@@ -119,7 +119,7 @@ class Updates:
 
     def add_instance(self, caller: Caller, app: App, wanted: Json) -> Cvm:
         """Makes one more VM of an app like its oldest one, maybe with another text."""
-        of = self.apps.cvms([app.rows[0].id])[0]
+        of = self.apps.of(app.rows[0].id)
         names = ("docker_compose_file", "pre_launch_script", "encrypted_env")
         change = CvmChange(**{name: wanted[name] for name in names})
         text = self.changes.prepared(of, change).compose_file

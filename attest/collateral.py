@@ -156,9 +156,17 @@ class OnDisk:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"text": fetched.text, "until": fetched.until, "why": why}))
         # Strangers choose what is asked: the folder must not grow with that.
-        files = sorted(self._folder.iterdir(), key=lambda each: each.stat().st_mtime)
+        files = sorted(self._folder.iterdir(), key=_written)
         for old in files[:-MAX_KEPT]:
             old.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """When a file was written last; 0 for one that somebody else has taken away meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def service(pccs_url: str = "", kds_url: str = "", folder: Path | None = None) -> Source:

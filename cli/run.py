@@ -65,7 +65,7 @@ def get(name: str, run_id: str | None, as_json: bool, project: str) -> None:
 @click.command()
 @click.option("-a", "--all", "show_all", is_flag=True, help="Also those that have ended.")
 @click.option(
-    "-n", "--last", type=click.IntRange(1), help="So many of the newest, also ended ones."
+    "-n", "--last", type=click.IntRange(1, 100), help="So many of the newest, also ended ones."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also why they ended.")
 @click.option("-w", "--watch", is_flag=True, help="Again every second, until Ctrl+C.")

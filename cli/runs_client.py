@@ -198,8 +198,7 @@ def _is_over(run: Any, submission: str) -> bool:
 
 
 def exit_code(run: Any, job_num: int = 0, replica: int | None = None) -> int:
-    """What a command that saw a run to its end ends with: the code of a job, or 1 for one that has none."""
+    """What a command that saw a run to its end ends with: the code of a job, or 1 where that says nothing."""
     if run["status"] == "done":
         return 0
-    ended = last_of(job_of(run, job_num, replica))
-    return 0 if ended["status"] == "done" else ended.get("exit_status") or 1
+    return last_of(job_of(run, job_num, replica)).get("exit_status") or 1

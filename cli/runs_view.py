@@ -21,26 +21,27 @@ Row = tuple[str, ...]
 RUNS: Row = ("NAME", "BACKEND", "RESOURCES", "PRICE", "STATUS", "SUBMITTED")
 FLEETS: Row = ("FLEET", "INSTANCE", "BACKEND", "RESOURCES", "PRICE", "STATUS", "CREATED")
 OFFERS: Row = ("#", "BACKEND", "RESOURCES", "INSTANCE TYPE", "PRICE", "")
-LEAST_WIDTH = 40
 
 
 def table(head: Row, rows: Sequence[Row]) -> None:
     """A table; on a terminal no line is longer than it is wide."""
-    if sys.stdout.isatty() and rows:
-        rows = _fitted(head, [tuple(map(plain, row)) for row in rows])
+    if sys.stdout.isatty():
+        head, *rows = _fitted([head, *(tuple(map(plain, row)) for row in rows)])
     print_table(head, rows)
 
 
-def _fitted(head: Row, rows: Sequence[Row]) -> list[Row]:
-    """The rows with their widest column cut until a line fits the terminal."""
-    width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 8:
+def _fitted(lines: Sequence[Row]) -> list[Row]:
+    """The lines with their widest columns cut until they fit the terminal."""
+    gaps = 2 * (len(lines[0]) - 1)
+    room = max(shutil.get_terminal_size().columns - gaps, 4 * len(lines[0]))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) > room:
         widths[widths.index(max(widths))] -= 1
-    return [
-        tuple(cell if len(cell) <= size else cell[: size - 1] + "…" for cell, size in zip(row, widths, strict=True))
-        for row in rows
-    ]  # fmt: skip
+    return [tuple(map(_cut, line, widths)) for line in lines]
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
 
 
 def ago(text: str | None) -> str:

@@ -25,8 +25,11 @@ from core.errors import Conflict, Invalid, Unavailable
 CONNECT_S = 30.0
 LOOK_S = 0.2
 STOP_S = 2.0
+OURS = "remote"  # the backend that Casemate's VMs are shown as
 # In a container of dstack's own instances.
 CONTAINER_SSH_PORT = 10022
+# Each attached process has entries of its own: of two for one host the newer comes first, and counts.
+_ENTRY = re.compile(r"(?ms)^# (?P<host>\S+) (?P<pid>\d+)\n.*?^# end\n")
 _PORT = re.compile(r"(?:(?P<local>\d{1,5}|\*):)?(?P<remote>\d{1,5})")
 
 
@@ -131,6 +134,9 @@ def host_config(host: str, submission: Any, job_spec: Any, key: Path) -> str:
     data, runtime = submission["job_provisioning_data"], submission.get("job_runtime_data") or {}
     if not data or not data.get("hostname") or not data.get("ssh_port"):
         raise Unavailable("the run has no machine to attach to yet")
+    if (data["backend"], data["ssh_port"], data["dockerized"]) == (OURS, 22, False):
+        # Casemate forwards another port to its VMs; this one would be the host's own.
+        raise Unavailable("the server's VMs have no SSH server (`[runs] ssh = false`)")
     user = runtime.get("username") or (job_spec.get("user") or {}).get("username") or "root"
     if not data["dockerized"]:
         return _entry(host, data["hostname"], data["ssh_port"], user, key)
@@ -174,21 +180,27 @@ def _key(api: Api, run: Any) -> Path:
 
 def _include(config: Path) -> None:
     """Lets a plain `ssh NAME` find what is attached."""
-    theirs = Path.home() / ".ssh/config"
-    line = f"Include {_quoted(config)}\n"
-    theirs.parent.mkdir(mode=0o700, exist_ok=True)
-    text = theirs.read_text() if theirs.exists() else ""
+    # Resolved: people link it into folders of theirs.
+    theirs = (Path.home() / ".ssh/config").resolve()
+    line = f'Include "{config}"\n'.encode()
+    theirs.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = theirs.read_bytes() if theirs.exists() else b""
     if line not in text:
         files.write_atomic(theirs, line + text)
 
 
 def _edit(config: Path, host: str, text: str) -> None:
-    """Puts the entries of a host into the file, in place of those it had."""
+    """Puts our entries for a host before those of others, or takes them out; what dead processes left goes too."""
     with files.locked(config.with_suffix(".lock"), timeout_s=5):
         old = config.read_text() if config.exists() else ""
-        mark, end = f"# {host}\n", f"# end of {host}\n"
-        kept = re.sub(f"(?ms)^{re.escape(mark)}.*?^{re.escape(end)}", "", old)
-        files.write_atomic(config, kept + (mark + text + end if text else ""))
+        kept = "".join(
+            found[0]
+            for found in _ENTRY.finditer(old)
+            if (found["host"], int(found["pid"])) != (host, os.getpid())
+            and Path("/proc", found["pid"]).exists()
+        )
+        ours = f"# {host} {os.getpid()}\n{text}# end\n" if text else ""
+        files.write_atomic(config, ours + kept)
 
 
 def _free_port(bind: str) -> int:

@@ -82,6 +82,8 @@ def check(apps: AppsConfig, is_web_address: Callable[[str], bool]) -> None:
     for chain in apps.chains:
         if not is_web_address(chain.rpc_url):  # not shown: it may hold a key
             raise Invalid.field("apps.chains.rpc_url", "must be http:// or https:// with a host")
+    if not apps.instance_types:
+        raise Invalid.field("apps.instance_types", "must have at least one; left out, it has four")
     for size in apps.instance_types:
         if min(size.vcpu, size.memory_mb, size.disk_gb) < 1:
             raise Invalid.field("apps.instance_types", f"{size.id}: every size must be at least 1")
@@ -90,9 +92,11 @@ def check(apps: AppsConfig, is_web_address: Callable[[str], bool]) -> None:
 def _check_words(apps: AppsConfig) -> None:
     kinds, multicall = "|".join(KMS_TYPES), f"|none|{_ADDRESS}"
     for key, word, form, example in (
+        ("apps.node_id", str(apps.node_id), r"[1-9]\d{0,8}", "1"),
         ("apps.device_id", apps.device_id, "|[0-9a-f]{64}", "64 hex digits"),
         *(("apps.kms.slug", each.slug, _SLUG, "main") for each in apps.kms),
         *(("apps.kms.type", each.type, kinds, "phala") for each in apps.kms),
+        *(("apps.kms.chain_id", str(each.chain_id), r"\d+", "31337") for each in apps.kms),
         *(
             ("apps.kms.contract_address", each.contract_address, f"|{_ADDRESS}", "0x and 40 digits")
             for each in apps.kms

@@ -46,6 +46,7 @@ class SecretVmConfig:
     base_domain: str = ""  # default: [gateway] base_domain
     vm_types: tuple[VmTypeConfig, ...] = SIZES
     creates_per_minute: int = 30  # of one key
+    agents: bool = True  # whoever has an Ethereum key may sign requests, and is a tenant by that
     models: tuple[ModelPriceConfig, ...] = ()
     coin_symbol: str = "SCRT"
     coin_price_url: str = ""  # default: the administrator sets the price

@@ -14,6 +14,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from core import files
@@ -40,10 +41,12 @@ PULL_S = 3600.0
 PODMAN_FAILED = 125
 SIGTERM_STATUS = 128 + 15
 READ_SIZE = 64 * 1024
-# How often an ended program is noticed whose terminal others keep open.
+# How long a terminal is silent before nothing more is expected of it, and the pause between two kills.
 LOOK_S = 0.1
 # What the terminal still holds is read for this long after the program's end.
 DRAIN_S = 2.0
+# How often the orphans of a job that ended are collected while it runs.
+BURY_S = 5.0
 # Attached clients ask for the output from a time on, to the second.
 MARK_S = 1.0
 MESSAGE_LIMIT = 1000
@@ -168,46 +171,61 @@ class Job:
 
     def _perform(self, program: Program) -> int:
         ours, theirs = pty.openpty()
-        try:
+        # We keep their end as well: a program that lets go of its terminal must not be told that it hung up.
+        with open(ours, "rb", buffering=0), open(theirs, "wb", buffering=0) as their_end:
             if program.account is not None and program.account.uid:
                 os.fchown(theirs, program.account.uid, -1)
             process = start_on_terminal(program.argv, theirs, env=program.env, enter=program.enter)
-        finally:
-            os.close(theirs)
-        with self.changed:
-            self._process = process
-        self._step(Step(RUNNING))
-        if self._asked_to_end:  # between the order to end and the start
-            processes.ask_to_end(self._processes())
-        try:
-            self._record(ours, process)
-        except OSError:
-            self._kill()
-            raise
-        finally:
-            os.close(ours)
+            with self.changed:
+                self._process = process
+            self._step(Step(RUNNING))
+            if self._asked_to_end:  # between the order to end and the start
+                processes.ask_to_end(self._processes())
+            try:
+                self._record(ours, process)
+                # As in a container: with the first process all others end.
+                self._kill()
+                their_end.close()
+                self._drain(ours)
+            except OSError:
+                self._kill()
+                raise
         return process.wait()
 
     def _record(self, terminal: int, process: Started) -> None:
         """Writes what the terminal prints to the file, until its program has ended."""
         poller = select.poll()
         poller.register(terminal, select.POLLIN)
-        drained_by = None
+        with open(self.output, "ab", buffering=0) as output, _watch_of(process) as end:
+            poller.register(end, select.POLLIN)
+            buried = time.monotonic()
+            while process.poll() is None:
+                if any(fd == terminal for fd, _ in poller.poll(BURY_S * 1000)):
+                    self._keep(output, os.read(terminal, READ_SIZE))
+                if self.room is not None and time.monotonic() - buried > BURY_S:
+                    processes.bury_orphans({process.pid})
+                    buried = time.monotonic()
+
+    def _drain(self, terminal: int) -> None:
+        """Writes what the terminal still holds, after its program has ended."""
+        poller = select.poll()
+        poller.register(terminal, select.POLLIN)
+        deadline = time.monotonic() + DRAIN_S
         with open(self.output, "ab", buffering=0) as output:
-            while drained_by is None or time.monotonic() < drained_by:
-                if poller.poll(LOOK_S * 1000):
-                    try:
-                        data = os.read(terminal, READ_SIZE)
-                    except OSError:
-                        return  # nobody has the terminal open any more
-                    output.write(data)
-                    self._printed(len(data))
-                elif drained_by is not None:
-                    return
-                if drained_by is None and process.poll() is not None:
-                    # As in a container: with the first process all others end.
-                    self._kill()
-                    drained_by = time.monotonic() + DRAIN_S
+            while time.monotonic() < deadline and poller.poll(LOOK_S * 1000):
+                try:
+                    data = os.read(terminal, READ_SIZE)
+                except OSError:
+                    return  # nobody has the terminal open any more
+                self._keep(output, data)
+
+    def _keep(self, output: FileIO, data: bytes) -> None:
+        """Writes output and counts what is in the file: a disk that gets full takes a part."""
+        rest = memoryview(data)
+        while rest:
+            written = output.write(rest)
+            self._printed(written)
+            rest = rest[written:]
 
     def _printed(self, size: int) -> None:
         with self.changed:
@@ -310,7 +328,13 @@ class Job:
         except CommandFailed as error:
             why = last_line(error.output).removeprefix("Error: ")
             raise Upstream(f"{name} was not pulled: {why or error.message}") from None
+        finally:
+            self._credentials_file.unlink(missing_ok=True)
         self.say(f"pulled {name} in {time.monotonic() - began:.1f} s")
+
+    @property
+    def _credentials_file(self) -> Path:
+        return self.folder / "registry.json"
 
     def _credentials(self) -> Path:
         """A registry's user and password where podman reads them: never in a command line."""
@@ -320,9 +344,9 @@ class Job:
         is_host = slash and ("." in first or ":" in first or first == "localhost")
         pair = f"{self.order.registry_username}:{self.order.registry_password}"
         auth = {"auth": b64encode(pair.encode()).decode()}
-        path = self.folder / "registry.json"
-        files.write_atomic(path, json.dumps({"auths": {first if is_host else "docker.io": auth}}))
-        return path
+        auths = {first if is_host else "docker.io": auth}
+        files.write_atomic(self._credentials_file, json.dumps({"auths": auths}))
+        return self._credentials_file
 
     def _container(self) -> Program:
         order = self.order
@@ -351,6 +375,11 @@ class Job:
         path = self.folder / "env"
         files.write_atomic(path, "".join(lines))
         return path
+
+
+def _watch_of(process: Started) -> FileIO:
+    """A file that can be read as soon as a program has ended."""
+    return open(os.pidfd_open(process.pid), "rb", buffering=0)
 
 
 def last_line(text: str) -> str:

@@ -89,9 +89,10 @@ def adopt_orphans() -> None:
 
 
 def bury_orphans(known: Iterable[int]) -> None:
-    """Collects our children that ended, but for those whose end somebody else waits for."""
-    ours, known = os.getpid(), set(known)
+    """Collects our children that ended, but for `known` and those of our own session: somebody waits for their end."""
+    ours, session_id, known = os.getpid(), os.getsid(0), set(known)
     for each in table().values():
-        if each.parent == ours and each.state == "Z" and each.pid not in known:
+        is_orphan = each.parent == ours and each.session != session_id and each.pid not in known
+        if is_orphan and each.state == "Z":
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(each.pid, os.WNOHANG)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from models.account import Project, User
+from models.account import Project
 from models.base import Base
 
 
@@ -60,8 +60,9 @@ class Instance(Base):
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id", ondelete="CASCADE"), index=True)
-    # Whose jobs it takes; None as long as it has taken none.
-    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    # Whose jobs it takes; None as long as it has taken none.  No foreign key: what a user who is gone left in the VM
+    # is for nobody else.
+    user_id: Mapped[str | None] = mapped_column(String(36))
     num: Mapped[int]
     name: Mapped[str] = mapped_column(String(60))
     # The size: name, cpu, memory_mib, disk_gb, price.
@@ -79,4 +80,3 @@ class Instance(Base):
     finished_us: Mapped[int | None]
 
     fleet: Mapped[Fleet] = relationship(lazy="joined", innerjoin=True)
-    user: Mapped[User | None] = relationship()

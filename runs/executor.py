@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 RUNNER = "jobs"
 NOTE, ALIVE = "note", "alive"
 MESSAGE_LIMIT = 1000
+# Of one job; a runner of ours has a handful.
+NOTES_MOST = 1000
+# Why a guest may say that a job never ran: the other reasons of runs/lifecycle.py are for the host to give.
+GUEST_REASONS = ("creating_container_error", "executor_error")
+EXIT_STATUS_MOST = 255
 # What a guest reads as one line, less what stands around it.
 ORDER_LIMIT = 1000 * 1024
 # A runner that did not take a call is asked again after this long.
@@ -139,6 +144,7 @@ class _Held:
     # Bytes of its output that were given to the listener.
     offset: int
     is_over: bool = False
+    notes: int = 0
     # What the guest says of one job is taken in turn.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -223,13 +229,10 @@ class VmExecutor:
         with self._changed:
             known = self._ready.get(vm_id)
             held = self._held.get(report.id)
-            if known is not None:
-                self._ready[vm_id] = True
-                self._changed.notify_all()
         if known is None:
             raise Unavailable("nobody watches this VM")
         if not known:
-            self._listener.on_ready(vm_id)
+            self._is_there(vm_id)
         if not report.id:
             return 0
         if held is None or held.vm_id != vm_id:
@@ -238,25 +241,37 @@ class VmExecutor:
             self._take(held, report)
             return held.offset
 
+    def _is_there(self, vm_id: str) -> None:
+        self._listener.on_ready(vm_id)
+        with self._changed:
+            if vm_id in self._ready:
+                self._ready[vm_id] = True
+                self._changed.notify_all()
+
     def _take(self, held: _Held, report: Report) -> None:
         name = report.id
+        if held.is_over:
+            return  # a runner of ours says nothing new
         if report.data:
-            new = (
-                report.data[held.offset - report.offset :] if report.offset <= held.offset else b""
-            )
-            if new:
-                self._listener.on_output(name, new)
-                held.offset += len(new)
+            self._take_output(held, report)
         elif report.stage == NOTE:
-            self._listener.on_diagnosis(name, report.message[:MESSAGE_LIMIT])
+            held.notes += 1
+            if held.notes <= NOTES_MOST:
+                self._listener.on_diagnosis(name, report.message[:MESSAGE_LIMIT])
         elif report.stage == ALIVE:
             self._listener.on_inactive(name, report.inactive_s)
-        elif report.stage not in set(Stage):
-            raise Invalid.field("stage", f"must be one of {', '.join(Stage)}, {NOTE} and {ALIVE}")
         else:
-            stage = Stage(report.stage)
+            stage, message = _stage(report), _message_of(report)
+            self._listener.on_state(name, stage, report.exit_status, message)
+            # After the listener, who may fail: then it is told again.
             held.is_over |= stage in ENDS
-            self._listener.on_state(name, stage, report.exit_status, report.message[:MESSAGE_LIMIT])
+
+    def _take_output(self, held: _Held, report: Report) -> None:
+        if report.offset <= held.offset:
+            new = report.data[held.offset - report.offset :]
+            if new:
+                self._listener.on_output(report.id, new)
+                held.offset += len(new)
 
     # Steps ----------------------------------------------------------------------------------------
 
@@ -343,6 +358,24 @@ class VmExecutor:
             return ""
         said = [each["body"] for each in info["events"] if each["event"] == "vmm.exit"]
         return said[-1] if said else f"the VM is {info['status']}"
+
+
+def _stage(report: Report) -> Stage:
+    """The stage that a report tells of; Invalid for what no runner of ours says."""
+    if report.stage not in set(Stage):
+        raise Invalid.field("stage", f"must be one of {', '.join(Stage)}, {NOTE} and {ALIVE}")
+    if report.stage == Stage.EXITED and (report.exit_status or 0) > EXIT_STATUS_MOST:
+        raise Invalid.field("exit_status", f"must be a number up to {EXIT_STATUS_MOST}")
+    if (report.exit_status is None) == (report.stage == Stage.EXITED):
+        raise Invalid.field("exit_status", "comes with the stage exited, and with no other")
+    return Stage(report.stage)
+
+
+def _message_of(report: Report) -> str:
+    message = report.message
+    if report.stage == Stage.FAILED and message.partition(": ")[0] not in GUEST_REASONS:
+        message = f"executor_error: {message}"
+    return message[:MESSAGE_LIMIT]
 
 
 def _message(order: JobOrder) -> dict[str, Any]:

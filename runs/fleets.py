@@ -18,7 +18,7 @@ from models.run import Run, RunJob
 from runs import access, description, lifecycle, names, planner, records, refusals, timeline
 from runs.description import Answer
 from runs.lifecycle import Kind, Status
-from runs.planner import Room, Size, Spec
+from runs.planner import Size, Spec
 from runs.specs import NAME_RULE, is_name
 
 # An offer list of a plan is cut here, its count is not.
@@ -38,10 +38,9 @@ class ListQuery:
 
 @dataclass(frozen=True)
 class Fleets:
-    """The fleets of one data directory, on a host that has so much room for them."""
+    """The fleets of one data directory, on a host that gives such sizes."""
 
     database: Database
-    room: Room
     sizes: Sequence[Size]
 
     def plan(self, caller: Caller, project_name: str, spec: Spec) -> Answer:
@@ -51,7 +50,7 @@ class Fleets:
             project = access.project(session, caller, project_name)
             name = spec["configuration"]["name"]
             current = records.fleet_named(session, project, name) if name else None
-            effective = planner.effective_fleet(spec, self.room, name=name)
+            effective = planner.effective_fleet(spec, self.sizes, name=name)
             offers = self.offers(effective)
             return {
                 "project_name": project.name,
@@ -77,7 +76,7 @@ class Fleets:
         with self.database.writing() as session:
             project = access.project(session, caller, project_name, ProjectRole.USER)
             name = spec["configuration"]["name"] or names.for_fleet(_names(session, project))
-            effective = planner.effective_fleet(spec, self.room, name=name)
+            effective = planner.effective_fleet(spec, self.sizes, name=name)
             row = records.fleet_named(session, project, name)
             if row is None:
                 return description.fleet(records.add_fleet(session, project, caller, effective))

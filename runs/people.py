@@ -99,7 +99,7 @@ class People:
         """Removes users, all or none; what they owned stays with its project."""
         access.operator(caller)
         with self.database.writing() as session:
-            for row in [_user(session, name) for name in names]:
+            for row in [_user(session, name) for name in dict.fromkeys(names)]:
                 timeline.tell(session, "User deleted", timeline.of_user(row), by=caller)
                 directory.remove_user(session, row)
 
@@ -203,7 +203,7 @@ class People:
     def delete_projects(self, caller: Caller, names: Iterable[str]) -> None:
         """Removes projects without fleets and VMs, all or none; for their admins."""
         with self.database.writing() as session:
-            for name in names:
+            for name in dict.fromkeys(names):
                 row = access.project(session, caller, name, ProjectRole.ADMIN)
                 if session.scalar(_fleets(row.id)):
                     raise refusals.refused(f"Project {name} has fleets; delete them first")
@@ -219,7 +219,7 @@ class People:
         with self.database.writing() as session:
             row, role = _managed(session, caller, name, members)
             for username, wished in _roles(session, members):
-                _check_may_give(row, role, username, wished, caller)
+                _check_may_give(session, row, role, username, wished, caller)
                 directory.set_member(session, row, username, wished)
                 _tell_member(session, row, username, "added to", caller)
             return _project(session, row)
@@ -237,7 +237,7 @@ class People:
                     directory.remove_member(session, row, member.user)
             for user, each in wished.items():
                 if directory.role_in(session, row, user) is not each:
-                    _check_may_give(row, role, user, each, caller)
+                    _check_may_give(session, row, role, user, each, caller)
                     directory.set_member(session, row, user, each)
             timeline.tell(session, "Project members set", timeline.of_project(row), by=caller)
             return _project(session, row)
@@ -331,10 +331,17 @@ def _roles(
 
 
 def _check_may_give(
-    row: Project, role: ProjectRole, user: User, wished: ProjectRole, caller: Caller
+    session: Session,
+    row: Project,
+    role: ProjectRole,
+    user: User,
+    wished: ProjectRole,
+    caller: Caller,
 ) -> None:
     is_joining = role is ProjectRole.USER and user.name == caller.name
-    if wished is ProjectRole.ADMIN and role is not ProjectRole.ADMIN:
+    if ProjectRole.ADMIN in (wished, directory.role_in(session, row, user)) and (
+        role is not ProjectRole.ADMIN
+    ):
         raise refusals.denied()
     if role is ProjectRole.USER and not (is_joining and wished is ProjectRole.USER):
         raise refusals.denied()

@@ -94,7 +94,8 @@ def _make_room(session: Session, fleets: Sequence[Fleet]) -> bool:
 
 def _assign(session: Session, job: RunJob, instance: Instance, hostname: str) -> None:
     run = job.run
-    instance.user_id = run.user_id
+    # The job of a user who is gone makes the VM nobody's.
+    instance.user_id = run.user_id or run.id
     run.fleet_id, run.fleet = instance.fleet_id, instance.fleet
     records.move_job(
         session,

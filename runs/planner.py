@@ -77,28 +77,24 @@ def _usual_sizes(room: Room) -> Iterator[Size]:
         cpus *= 2
 
 
-def clip(resources: Spec, room: Room, *, vendor: str | None = None) -> Spec:
-    """Resources whose untouched default minima are no more than the host has.
+def clip(resources: Spec, known: Sequence[Size], *, vendor: str | None = None) -> Spec:
+    """Resources whose untouched default minima are no more than the sizes that the host gives.
 
     A client fills them in before it sends, so that they cannot be told from a wish.  GPUs of no vendor are `vendor`'s.
     """
     found = copy.deepcopy(resources)
-    cpus, memory = found["cpu"]["count"], found["memory"]
+    cpus, memory, disk = found["cpu"]["count"], found["memory"], found["disk"]
     if cpus == {"min": DEFAULT_CPUS, "max": None}:
-        cpus["min"] = min(DEFAULT_CPUS, room.cpus)
+        cpus["min"] = min(DEFAULT_CPUS, max((size.cpu for size in known), default=DEFAULT_CPUS))
     if memory == {"min": DEFAULT_MEMORY_GB, "max": None}:
-        # A whole size of the usual ones is below it.
-        memory["min"] = min(DEFAULT_MEMORY_GB, float(largest_memory(room.memory_mib, cpus["min"])))
+        most = [size.memory_mib / 1024 for size in known if _within(size.cpu, cpus)]
+        memory["min"] = min(DEFAULT_MEMORY_GB, max(most, default=DEFAULT_MEMORY_GB))
+    if disk is not None and disk["size"] == {"min": float(DISK_GB), "max": None}:
+        disk["size"]["min"] = float(min(DISK_GB, max((s.disk_gb for s in known), default=DISK_GB)))
     gpu = found["gpu"]
     if gpu is not None and gpu["vendor"] is None and gpu["count"]["max"] != 0:
         gpu["vendor"] = vendor
     return found
-
-
-def largest_memory(memory_mib: int, cpus: int | None) -> int:
-    """The most GB that a usual size with so many cores has on a host."""
-    usual = [(cpus or 1) * each for each in (1, 2, 4, 8)]
-    return max((gb for gb in usual if gb * 1024 <= memory_mib), default=1)
 
 
 def fits(size: Size, resources: Spec, *, max_price: float | None = None) -> bool:
@@ -163,7 +159,9 @@ def holds(room: Room, size: Size, nodes: int) -> bool:
     return size.cpu * nodes <= room.cpus and size.memory_mib * nodes <= room.memory_mib
 
 
-def effective(spec: Spec, room: Room, *, name: str | None, public_key: str | None) -> Spec:
+def effective(
+    spec: Spec, known: Sequence[Size], *, name: str | None, public_key: str | None
+) -> Spec:
     """A run's spec with every default filled in, as it is stored and compared."""
     found = copy.deepcopy(spec)
     configuration = found["configuration"]
@@ -173,19 +171,19 @@ def effective(spec: Spec, room: Room, *, name: str | None, public_key: str | Non
     found["ssh_key_pub"] = found["ssh_key_pub"] or public_key
     # What runs without an image of its own knows the one kind of GPU alone.
     vendor = None if configuration["image"] else "nvidia"
-    configuration["resources"] = clip(configuration["resources"], room, vendor=vendor)
+    configuration["resources"] = clip(configuration["resources"], known, vendor=vendor)
     if configuration["priority"] is None:
         configuration["priority"] = 0
     return found
 
 
-def effective_fleet(spec: Spec, room: Room, *, name: str | None) -> Spec:
+def effective_fleet(spec: Spec, known: Sequence[Size], *, name: str | None) -> Spec:
     """A fleet's spec as it is stored and compared; a default minimum stays one, for hosts and times change."""
     found = copy.deepcopy(spec)
     found["configuration"]["name"] = name
     resources = found["configuration"]["resources"]
     if resources is not None:
-        found["configuration"]["resources"] = clip(resources, room, vendor="nvidia")
+        found["configuration"]["resources"] = clip(resources, known, vendor="nvidia")
     return found
 
 

@@ -129,7 +129,7 @@ class Scheduler:
             looked = time.monotonic()
             try:
                 self.tick()
-            except Exception:  # one broken row must not end all runs; the next round tries again
+            except Exception:  # the thread must not end; the next round tries again
                 logger.exception("a round of the scheduler failed")
 
     def tick(self) -> None:
@@ -139,11 +139,17 @@ class Scheduler:
             instances = [(each.id, each.status) for each in records.live_instances(session)]
             fleets = [fleet.id for fleet in records.present_fleets(session)]
         for run_id in runs:
-            self._tend_run(run_id)
+            self._guarded(self._tend_run, run_id)
         for fleet_id in fleets:
-            self._tend_fleet(fleet_id)
+            self._guarded(self._tend_fleet, fleet_id)
         for instance_id, status in instances:
-            self._tend_instance(instance_id, status)
+            self._guarded(self._tend_instance, instance_id, status)
+
+    def _guarded(self, step: Callable[..., None], *of: str) -> None:
+        try:
+            step(*of)
+        except Exception:  # one broken row must not hold up all others; the next round tries again
+            logger.exception("%s %s failed", step.__name__, of[0])
 
     # Runs --------------------------------------------------------------------------------------
 
@@ -328,14 +334,7 @@ class Scheduler:
         running = self.making.get(instance_id)
         if not self.ending and (running is None or running.done()):
             self.making = {key: each for key, each in self.making.items() if not each.done()}
-            self.making[instance_id] = self.pool.submit(self._guarded_make, instance_id)
-
-    def _guarded_make(self, instance_id: str) -> None:
-        try:
-            self._make(instance_id)
-        except Exception:  # a thread of the pool would swallow it without a word
-            logger.exception("the VM of instance %s could not be made", instance_id)
-        self.wake.set()
+            self.making[instance_id] = self.pool.submit(self._guarded, self._make, instance_id)
 
     def _make(self, instance_id: str) -> None:
         with self.database.reading() as session:
@@ -421,10 +420,10 @@ class Scheduler:
                 self.forgotten.discard(instance_id)
                 return
         if instance_id not in self.forgotten:
-            self.forgotten.add(instance_id)
             self.executor.forget(vm_id)
             with contextlib.suppress(NotFound):
                 self.vms.remove(vm_id)
+            self.forgotten.add(instance_id)
 
     # What guests say ---------------------------------------------------------------------------
 

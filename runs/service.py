@@ -103,7 +103,7 @@ class Runs:
         room = room_of(config)
         sizes = planner.sizes(config.offers, room)
         people = People(database, Safe.of(config.data_dir))
-        return cls(config, database, room, sizes, people, Fleets(database, room, sizes))
+        return cls(config, database, room, sizes, people, Fleets(database, sizes))
 
     # Verbs -------------------------------------------------------------------------------------
 
@@ -351,7 +351,7 @@ class Runs:
         pair = keypairs.built_in(session, access.user(session, caller))
         name = name or spec["configuration"]["name"]
         key = pair.public_key if pair else None
-        return planner.effective(spec, self.room, name=name, public_key=key)
+        return planner.effective(spec, self.sizes, name=name, public_key=key)
 
 
 def log_of(data_dir: Path, submission_id: str, *, diagnose: bool = False) -> Log:

@@ -35,11 +35,11 @@ def set_balance(session: Session, project_id: str, minor: int) -> None:
     session.execute(row.on_conflict_do_update(index_elements=["project_id"], set_={"minor": minor}))
 
 
-def check(session: Session, config: Config, project_id: str, size: VmTypeConfig | None) -> None:
+def check(session: Session, config: Config, project_id: str, size: VmTypeConfig) -> None:
     """PaymentRequired unless the balance covers an hour of what runs and of one more VM."""
     if not config.billing.enabled:
         return
-    hourly = _running(session, config, project_id) + (_hourly(config, size) if size else 0)
+    hourly = _running(session, config, project_id) + _hourly(config, size)
     left = balance(session, config, project_id)
     if left < hourly:
         raise PaymentRequired(

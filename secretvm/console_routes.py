@@ -13,6 +13,7 @@ from secretvm.routes import caller, secret_vms
 from secretvm.verify_routes import MULTIPART_LIMIT
 from vmm import console
 from vmm.console import show
+from vmm.console_compose import lines
 
 blueprint = Blueprint("secretvm_console", __name__, url_prefix="/console")
 
@@ -110,12 +111,12 @@ def _asked() -> Asked:
     form = request.form
     return Asked(
         quote=proof.quote_of(form.get("quote", ""), _file("quote_file")),
-        compose=_file("compose_file") or form.get("compose", "").encode(),
+        compose=_file("compose_file") or lines(form.get("compose", "")).encode(),
         registers={name: form.get(name, "") for name in REGISTERS},
         docker_files=form.get("docker_files", ""),
         app_id=form.get("app_id", ""),
         event_log=form.get("event_log", ""),
-        app_compose=form.get("app_compose", ""),
+        app_compose=lines(form.get("app_compose", "")),
     )
 
 

@@ -126,10 +126,8 @@ def _of_quote(verification: Verification, parsed: Parsed | None) -> Iterator[_Sa
         return
     kind = "SEV-SNP report" if isinstance(parsed.evidence, Report) else "TDX quote"
     if parsed.tcb_status is None:
-        yield _Said(
-            f"That a processor made this {kind}: {parsed.message or 'nothing vouches for it'}.",
-            False,
-        )
+        why = parsed.message.removeprefix("quote: ").removeprefix("report: ")
+        yield _Said(f"That a processor made this {kind}: {why or 'nothing vouches for it'}.", False)
     else:
         yield from _of_processor(parsed, kind)
     if parsed.is_debug:

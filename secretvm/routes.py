@@ -16,7 +16,7 @@ from accounts import agents
 from accounts.agents import Signature
 from accounts.credentials import Credentials
 from accounts.roles import Caller
-from core.errors import Unsupported
+from core.errors import Invalid, Unauthenticated, Unsupported
 from rest.access import is_signable, public, signable
 from rest.blueprint import Blueprint
 from secretvm import pricing, schemas, templates
@@ -72,6 +72,8 @@ def _let_in() -> None:
     request.max_content_length = BODY_LIMIT
     view = current_app.view_functions[request.endpoint or ""]
     if g.caller is None and is_signable(view):
+        if not secret_vms().config.secretvm.agents:
+            raise Unauthenticated("signed requests are not let in here; a key is needed")
         given = (
             request.headers.get(f"X-Agent-{each}", "") for each in Signature.__dataclass_fields__
         )
@@ -86,7 +88,10 @@ def _signed_body() -> str:
     if request.mimetype != "multipart/form-data":
         return request.get_data(as_text=True)
     signed: dict[str, Any] = {"fields": request.form.to_dict()}
-    for name, file in list(request.files.items())[:1]:
+    files = list(request.files.items(multi=True))
+    if len(files) > 1:
+        raise Invalid.field(files[1][0], "is not under the signature; a signed form has one file")
+    for name, file in files:
         content = file.stream.read()
         file.stream.seek(0)
         signed["file"] = {

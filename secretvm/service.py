@@ -427,7 +427,7 @@ class SecretVms:
     def _check_balance(self, row: Row) -> None:
         if row.word in ("running", "starting"):
             return
-        size = sizes.of_shape(self.config, row.vm.vcpu, row.vm.memory_mb)
+        size = vm_object.size_of(row, self.config)
         with self.database.reading() as session:
             billing.check(session, self.config, row.vm.project_id, size)
 

@@ -76,7 +76,7 @@ def vm_object(row: Row, config: Config) -> dict[str, Any]:
     app = compose.document_of(vm.compose_file)
     flags = Flags.read(row.secret.flags) if row.secret else Flags()
     measured = document.measured_in(app) or Measured(private=not app.get("public_logs"))
-    size = _size(row, config)
+    size = size_of(row, config)
     made, changed = iso(vm.created_ms), iso(max(vm.created_ms, vm.started_ms or 0))
     status = status_of(row)
     return {
@@ -156,6 +156,17 @@ def domain(row: Row, config: Config) -> str:
     return given or f"{row.vm.name}.{config.secretvm.base_domain or config.gateway.base_domain}"
 
 
+def size_of(row: Row, config: Config) -> VmTypeConfig:
+    """The size of a VM; of one made elsewhere the one with its shape, or one of its own without a price."""
+    vm = row.vm
+    named = row.secret.vm_type if row.secret else ""
+    for each in config.secretvm.vm_types:
+        if each.id == named:
+            return each
+    found = sizes.of_shape(config, vm.vcpu, vm.memory_mb)
+    return found or VmTypeConfig(named or "custom", vm.vcpu, vm.memory_mb // 1024, vm.disk_gb)
+
+
 def short_id(number: int) -> str:
     """The id shown to people."""
     return f"vm-{number}"
@@ -187,16 +198,6 @@ def _people(row: Row) -> dict[str, Any]:
         "teamName": team.name if team else None,
         "teamInfo": {"id": team.id, "name": team.name} if team else None,
     }
-
-
-def _size(row: Row, config: Config) -> VmTypeConfig:
-    vm = row.vm
-    named = row.secret.vm_type if row.secret else ""
-    for each in config.secretvm.vm_types:
-        if each.id == named:
-            return each
-    found = sizes.of_shape(config, vm.vcpu, vm.memory_mb)
-    return found or VmTypeConfig(named or "custom", vm.vcpu, vm.memory_mb // 1024, vm.disk_gb)
 
 
 def _type(size: VmTypeConfig, config: Config) -> dict[str, Any]:

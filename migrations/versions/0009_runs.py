@@ -103,9 +103,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["fleet_id"], ["fleets.id"], name=op.f("fk_instances_fleet_id"), ondelete="CASCADE"
         ),
-        sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_instances_user_id"), ondelete="SET NULL"
-        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instances")),
     )
     op.create_index(op.f("ix_instances_fleet_id"), "instances", ["fleet_id"], unique=False)

@@ -16,7 +16,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import agent, boot, http, kms, lists, logs, report, startup, verify, vms
+from tests.bench import (
+    agent,
+    apps,
+    boot,
+    http,
+    kms,
+    lists,
+    logs,
+    report,
+    runs,
+    startup,
+    verify,
+    vms,
+)
 from tests.bench.context import Bench, load
 
 Measure = Callable[[Bench], Iterator[report.Line]]
@@ -31,9 +44,11 @@ GROUPS: dict[tuple[str, ...], Measure] = {
     ("P12",): startup.restart,
     ("P13",): vms.crowd,
     ("P14",): kms.measure,
+    ("P15",): runs.measure,
     ("P17",): startup.idle,
     ("P18",): agent.idle,
     ("boot",): boot.measure,
+    ("apps",): apps.measure,
 }
 KEYS = tuple(key for keys in GROUPS for key in keys)
 

@@ -82,7 +82,7 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests on 8 kept connections of the loopback address: by wrk, or by threads of our own."""
+    """Requests on kept connections of the loopback address: by wrk, or by threads of our own."""
 
     folder: Path
     port: int
@@ -90,6 +90,7 @@ class Load:
     verb: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
+    connections: int = CONNECTIONS
 
     def run(self, duration_s: int) -> float:
         """Answers a second; fails when one is not 200."""
@@ -107,7 +108,7 @@ class Load:
         script.write_text("\n".join(lines))
         done = subprocess.run(
             [
-                *(wrk, "-t1", f"-c{CONNECTIONS}", f"-d{duration_s}s", "-s", script),
+                *(wrk, "-t1", f"-c{self.connections}", f"-d{duration_s}s", "-s", script),
                 f"http://127.0.0.1:{self.port}{self.path}",
             ],
             capture_output=True,
@@ -121,11 +122,11 @@ class Load:
         return float(found[1])
 
     def _threads(self, duration_s: int) -> float:
-        counts = [0] * CONNECTIONS
+        counts = [0] * self.connections
         deadline = time.monotonic() + duration_s
         threads = [
             threading.Thread(target=self._one, args=(counts, index, deadline))
-            for index in range(CONNECTIONS)
+            for index in range(self.connections)
         ]
         began = time.monotonic()
         for thread in threads:

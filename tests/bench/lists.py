@@ -220,7 +220,7 @@ def _client(data_dir: Path, size: int) -> FlaskClient:
     config = configuration.load(toml)
     migrations.upgrade(config.database)
     with Database(config.database).writing() as session:
-        session.add_all(_row(number) for number in range(size))
+        session.add_all(row(number) for number in range(size))
     app = create_app(config, Host.discover(config))
     return app.test_client()
 
@@ -233,7 +233,7 @@ def _page(client: FlaskClient) -> dict[str, Any]:
     return page
 
 
-def _row(number: int) -> Vm:
+def row(number: int) -> Vm:
     created_ms = 1_700_000_000_000 + number
     happened = ("vmm.start", "boot.progress", "boot.progress", "vmm.stop")
     return Vm(

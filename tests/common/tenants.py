@@ -1,14 +1,19 @@
-"""What tenants have, as rows: a cluster with traffic, jobs, revisions, a fleet and a run with its log."""
+"""What tenants have, as rows (a cluster with traffic, jobs, revisions, a fleet, a run with its log), and their browser."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
+from werkzeug.test import TestResponse
 
 from models.account import Project, SshKey, User
 from models.app import Revision
@@ -23,6 +28,39 @@ from runs.service import log_of
 from secretvm.traffic import BUCKETS_MS
 
 HOUR_MS = 3_600_000
+# Were it not escaped, it would be there as it is.
+HOSTILE = "<img src=x onerror=canary(1)>"
+
+
+@dataclass(frozen=True)
+class Browser:
+    """A browser whose person signed in, without script."""
+
+    client: FlaskClient
+
+    @classmethod
+    def of(cls, app: Flask, token: str) -> Browser:
+        """One whose person gave a token."""
+        made = cls(app.test_client())
+        assert made.client.post("/sign-in", data={"token": token}).status_code == 302
+        return made
+
+    def sees(self, path: str, status: int = 200) -> str:
+        """The text of a page, in which nothing that somebody wrote is markup."""
+        page = self.client.get(path)
+        assert page.status_code == status, (path, page.status_code)
+        assert page.headers["Content-Security-Policy"].startswith("default-src 'self';")
+        assert "<img src=x" not in page.text, path
+        assert not re.search(r"<script(?![^>]* src=)|<style", page.text), path
+        return page.text
+
+    def sends(self, path: str, **fields: str) -> TestResponse:
+        """A form of a page of ours."""
+        found = re.search(
+            r'name="csrf" value="([\w-]{40,})"', self.client.get("/console/keys").text
+        )
+        assert found
+        return self.client.post(path, data={"csrf": found[1], **fields})
 
 
 def new_id() -> str:

@@ -225,6 +225,12 @@ def test_the_command_line_from_deploy_to_delete(
     )
     assert page and info["app_id"]
 
+    # The guest makes its certificate when it is asked for the first time, and answers meanwhile.
+    until(
+        lambda: attestation(real, info["app_id"])["app_certificates"],
+        seconds=60,
+        what="the guest's certificate",
+    )
     attested = attestation(real, info["app_id"])
     assert attested["error"] is None
     assert attested["quote"] and attested["tcb_info"]["rtmr3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -163,7 +164,10 @@ def test_the_node_stands_for_its_device(ann: Api, contract: Contract) -> None:
     assert unknown["error_code"] == "ERR-01-001"
 
 
-@pytest.mark.parametrize("body", [{}, {"compose_hash": "xyz"}, {"compose_hash": "00"}])
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"compose_hash": "xyz"}, {"compose_hash": "00"}, {"compose_hash": "00" * 32 + "\n"}],
+)
 def test_a_hash_must_be_one(ann: Api, body: dict[str, str]) -> None:
     told = ann.post(f"/apps/{CONTRACT}/is-allowed", body, 422)
 
@@ -263,3 +267,37 @@ def test_the_multicall_is_encoded_as_published() -> None:
     data = encode("aggregate3((address,bool,bytes)[])", [(bytes(20), True, b"")])
 
     assert data[:4].hex() == "82ad56cb"
+
+
+@pytest.mark.parametrize("spoil", [lambda said: said | {"id": 99}, lambda said: said | {"id": []}])
+def test_an_answer_to_another_question_is_an_error(
+    ann: Api,
+    vm: Any,
+    contract: Contract,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Any], Any],
+) -> None:
+    contract.any_device, right = True, contract._one
+    monkeypatch.setattr(contract, "_one", lambda asked: spoil(right(asked)))
+
+    (row,) = ann.post(f"/apps/{CONTRACT}/cvms/is-allowed")["results"]
+
+    assert row["error"] and row["is_allowed"] is False
+
+
+def test_what_a_node_says_of_its_address_is_not_told(
+    ann: Api, vm: Any, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"code": -32000, "message": f"no credits left at {contract.url}/v1"}
+    monkeypatch.setattr(contract, "_one", lambda asked: {"id": asked["id"], "error": error})
+
+    (row,) = ann.post(f"/apps/{CONTRACT}/cvms/is-allowed")["results"]
+
+    assert "no credits left" in row["error"]
+    assert "127.0.0.1" not in row["error"]
+
+
+def test_an_address_that_is_none_is_named_as_part_of_the_path(ann: Api) -> None:
+    told = ann.post("/apps/zz/is-allowed", {"compose_hash": "00" * 32}, 422)
+
+    assert told["detail"][0]["loc"] == ["path", "app_id"]

@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from apps import records
 from tests.api.apps.conftest import COMPOSE, VERSIONS, Api
 from tests.common import rows
 from vmm.schemas import Configuration
@@ -193,3 +194,24 @@ def test_compose_texts_reach_the_client_as_text(ann: Api) -> None:
         answer = ann.ask("GET", f"/cvms/web-app/{name}", 200)
         assert answer.content_type.startswith("text/")
         assert answer.text == text
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/apps/{app}"),
+        ("GET", "/apps/{app}/attestations"),
+        ("GET", "/cvms/{vm}"),
+        ("POST", "/cvms/{vm}/stop"),
+        ("POST", "/apps/{app}/instances"),
+    ],
+)
+def test_a_vm_that_goes_meanwhile_is_not_found(
+    ann: Api, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    vm = ann.deploy()
+    # Its row was read already when somebody else's removal ends.
+    monkeypatch.setattr(records, "whole", lambda *_: {})
+
+    given = {} if method == "GET" else {"json": {}}
+    ann.ask(method, path.format(app=vm["app_id"], vm=vm["vm_uuid"]), 404, **given)

@@ -182,7 +182,6 @@ def test_without_a_tee_nothing_is_made(ann: Api, app: Flask) -> None:
         ({"vcpu": 1, "memory": 1_000_000}, 409, "ERR-02-004"),
         ({"vcpu": 1}, 400, "ERR-02-008"),
         ({"image": "nothing-1.0"}, 404, "ERR-02-010"),
-        ({"prefer_dev": True}, 404, "ERR-02-010"),
         ({"kms": "BASE"}, 404, "ERR-02-011"),
         ({"kms_id": "nobody"}, 404, "ERR-02-011"),
         ({"teepod_id": 2}, 404, "ERR-01-001"),
@@ -203,6 +202,7 @@ def test_what_cannot_be_made_is_told_at_once(
         ({"name": "abc"}, ["body", "name"]),
         ({"name": "1abcdef"}, ["body", "name"]),
         ({"name": "ab--cdef"}, ["body", "name"]),
+        ({"name": "web-app\n"}, ["body", "name"]),
         ({}, ["body", "name"]),
         (
             {"name": "web-app", "compose_file": {"storage_fs": "ntfs"}},

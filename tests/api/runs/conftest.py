@@ -100,6 +100,8 @@ class Host:
         """Ends the scheduler as a restart does."""
         self.scheduler.stop()
         self.scheduler.thread.join(10)
+        # What it was about to make is made before the folder goes.
+        self.scheduler.pool.shutdown(wait=True)
 
 
 def begin(vms: Vms, *, boots: bool = True) -> Host:

@@ -195,3 +195,30 @@ def test_a_project_with_fleets_is_not_removed(api: Api) -> None:
     assert "lab" not in [
         each["project_name"] for each in api.ask("/api/projects/list_only_no_fleets")
     ]
+
+
+@pytest.mark.parametrize("verb", ["add_members", "set_members"])
+def test_a_manager_does_not_take_an_admins_role(api: Api, database: Database, verb: str) -> None:
+    alice, bob = user(api, database), user(api, database, "bob")
+    user(api, database, "carol")
+    alice.ask("/api/projects/create", {"project_name": "lab"})
+    roles = {"bob": "manager", "carol": "admin"}
+    given = [{"username": name, "project_role": role} for name, role in roles.items()]
+    alice.ask("/api/projects/lab/add_members", {"members": given})
+
+    given[1]["project_role"] = "user"
+    answer = bob.post(f"/api/projects/lab/{verb}", {"members": given})
+
+    assert answer.status_code == 403
+    found = alice.ask("/api/projects/lab/get")["members"]
+    assert {each["user"]["username"]: each["project_role"] for each in found}["carol"] == "admin"
+
+
+def test_what_is_named_twice_is_removed_once(api: Api, database: Database) -> None:
+    alice = user(api, database)
+    alice.ask("/api/projects/create", {"project_name": "lab"})
+
+    alice.ask("/api/projects/delete", {"projects_names": ["lab", "lab"]})
+    api.ask("/api/users/delete", {"users": ["alice", "alice"]})
+
+    assert [each["username"] for each in api.ask("/api/users/list", {})] == ["admin"]

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from accounts.roles import ProjectRole
 from core.config import Config
 from core.config_runs import RunsConfig
+from core.errors import Unavailable
 from models.base import Database
-from models.run import Run
+from models.run import Run, RunJob
 from tests.api.runs.conftest import Api, Host, begin
 from tests.api.runs.test_wire import issue
 from tests.common.waiting import until
@@ -381,3 +383,64 @@ def test_an_update_seals_what_is_secret_of_it(api: Api, database: Database) -> N
     assert changed["run_spec"]["configuration"]["env"] == {"TOKEN": "marker-new"}
     with database.reading() as session:
         assert "marker" not in str(session.get_one(Run, run["id"]).spec)
+
+
+def test_the_vm_of_a_deleted_user_is_given_to_nobody_else(
+    api: Api, database: Database, background: Host
+) -> None:
+    api.fleet()
+    bob = Api(api.client, issue(database, "bob", ProjectRole.USER))
+    bob.run("true", name="theirs")
+    theirs = bob.until("theirs", "done")
+    api.ask("/api/users/delete", {"users": ["bob"]})
+
+    api.run("true", name="mine")
+    mine = api.until("mine", "done", "failed")
+
+    assert mine["status"] == "done"
+    ids = [
+        each["latest_job_submission"]["job_provisioning_data"]["instance_id"]
+        for each in (theirs, mine)
+    ]
+    assert ids[0] != ids[1]
+
+
+def test_one_broken_run_does_not_hold_up_the_others(
+    api: Api, background: Host, database: Database
+) -> None:
+    background.end()
+    api.fleet(nodes="0..2")
+    api.run("true", name="broken", priority=9)
+    api.run("true", name="good")
+    with database.writing() as session:
+        row = session.scalars(select(RunJob).where(RunJob.name == "broken-0-0")).one()
+        row.spec = {}
+
+    host = begin(background.vms)
+    try:
+        assert api.until("good", "done", "failed")["status"] == "done"
+    finally:
+        host.end()
+
+
+def test_a_vm_that_is_not_removed_at_once_is_removed_later(
+    api: Api, background: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [Unavailable("the VM is busy")]
+    remove = background.vms.remove
+
+    def reluctant(vm_id: str) -> None:
+        if refusals:
+            raise refusals.pop()
+        remove(vm_id)
+
+    monkeypatch.setattr(Vms, "remove", lambda _, vm_id: reluctant(vm_id))
+    api.fleet(nodes=1)
+
+    def states() -> list[str]:
+        return [each["status"] for each in api.ask("fleets/get", {"name": "default"})["instances"]]
+
+    until(lambda: states() == ["idle"], seconds=20, what="the instance")
+    api.ask("fleets/delete", {"names": ["default"]})
+
+    until(lambda: api.ask("fleets/list", {}) == [], seconds=20, what="the end of the fleet")

@@ -17,7 +17,7 @@ from accounts import agents, directory
 from accounts.roles import ProjectRole
 from core import k256
 from core.config import Config
-from core.config_secretvm import BillingConfig, SecretVmConfig
+from core.config_secretvm import BillingConfig, SecretVmConfig, VmTypeConfig
 from models.account import Token
 from models.base import Database
 from models.secretvm import SecretVm
@@ -160,7 +160,7 @@ def signed(
     }
 
 
-def create_signed(app: Flask, **fields: str) -> Any:
+def create_signed(app: Flask, *unsigned: str, **fields: str) -> Any:
     form: dict[str, Any] = {"name": "of an agent", "vmTypeId": "small", **fields}
     file = {
         "fieldname": "dockercompose",
@@ -172,6 +172,7 @@ def create_signed(app: Flask, **fields: str) -> Any:
     body = json.dumps({"fields": form, "file": file}, sort_keys=True, separators=(",", ":"))
     headers = signed("POST", "/api/vm/create", body)
     data = {**form, "dockercompose": (BytesIO(COMPOSE), "c.yml", "text/yaml")}
+    data |= {name: (BytesIO(b"more"), name) for name in unsigned}
     return app.test_client().post("/api/vm/create", data=data, headers=headers)
 
 
@@ -262,6 +263,13 @@ def test_a_signature_opens_no_other_call(app: Flask) -> None:
     assert app.test_client().get(path, headers=signed("GET", path)).status_code == 401
 
 
+def test_a_file_beside_the_signed_one_is_refused(app: Flask) -> None:
+    answer = create_signed(app, "dockerfiles", skip_launch="1")
+
+    assert answer.status_code == 400
+    assert answer.json["message"].startswith("dockerfiles: is not under the signature")
+
+
 def test_payment_is_off(app: Flask) -> None:
     path = "/api/agent/add-funds"
 
@@ -271,6 +279,40 @@ def test_payment_is_off(app: Flask) -> None:
 
 
 # Limits and balances ---------------------------------------------------------------------------
+
+
+class TestTwoSizesOfOneShape:
+    @pytest.fixture
+    def config(self, config: Config) -> Config:
+        sizes = (
+            VmTypeConfig("plain", 1, 2, 20, "", 0.03),
+            VmTypeConfig("dear", 1, 2, 20, "", 0.06),
+        )
+        return replace(
+            config,
+            admin_token=ADMIN,
+            secretvm=SecretVmConfig(vm_types=sizes),
+            billing=BillingConfig(enabled=True, credit=0.1),
+        )
+
+    def test_a_start_costs_what_the_chosen_one_costs(self, bob: Tenant, admin: Tenant) -> None:
+        vm = bob.made(vmTypeId="dear")
+
+        admin.call("PUT", "/balance", json={"project": "bob", "balance": 50_000})
+
+        assert bob.post(f"/vm/{vm['id']}/start").status_code == 402
+
+
+class TestWithoutAgents:
+    @pytest.fixture
+    def config(self, config: Config) -> Config:
+        return replace(config, admin_token=ADMIN, secretvm=SecretVmConfig(agents=False))
+
+    def test_a_signed_request_is_not_let_in(self, app: Flask, alice: Tenant) -> None:
+        answer = create_signed(app)
+
+        assert answer.status_code == answer.json["statusCode"] == 401
+        assert alice.create().status_code == 200
 
 
 class TestTwoCreatesAMinute:

@@ -76,6 +76,26 @@ def test_a_vm_is_made_from_a_compose_file(alice: Tenant) -> None:
     assert {port["host_address"] for port in vm["network_ports"]} == {"127.0.0.1"}
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def test_a_kill_after_the_rows_are_there_leaves_a_whole_vm_of_this_interface(
+    alice: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(name: str) -> None:
+        if name == "create.committed":
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("core.faults.point", die)
+        alice.made(description="whole", kms_provider="google")
+
+    (vm,) = alice.get("/vm/instances").json
+    assert (vm["nameFromUser"], vm["description"]) == ("my vm", "whole")
+    assert (vm["vmTypeId"], vm["kmsProvider"]) == ("small", "google")
+
+
 def test_it_is_found_by_its_id_and_by_its_short_id_and_is_listed(alice: Tenant) -> None:
     first, second = alice.made(name="first"), alice.made(name="second")
 
@@ -214,6 +234,17 @@ def test_a_body_that_is_too_large_is_refused(alice: Tenant) -> None:
 
 
 # Power -----------------------------------------------------------------------------------------
+
+
+def test_a_vm_that_is_asked_to_stop_twice_is_not_ended_by_force(alice: Tenant, vms: Vms) -> None:
+    vm = alice.made(skip_launch=None)
+
+    for _ in range(2):
+        told = alice.post(f"/vm/{vm['id']}/stop").json
+        assert told["details"]["vm_status"] == "stopping"
+
+    work(vms)
+    assert alice.get(f"/vm/{vm['id']}").json["status"] == "stopped"
 
 
 def test_a_vm_is_launched_stopped_started_and_terminated(alice: Tenant, vms: Vms) -> None:
@@ -585,6 +616,14 @@ def test_a_batch_is_one_job_a_vm_and_leaves_out_what_is_not_there(
         assert (job["status"], job["error"]) == ("completed", None)
         assert job["result"] == {"vmId": mine["id"], "status": status}
     assert alice.get(f"/vm/{mine['id']}").status_code == 404
+
+
+def test_a_vm_that_a_batch_names_by_both_ids_gets_one_job(alice: Tenant) -> None:
+    vm = alice.made()
+
+    queued = alice.post("/vm/batch/start", json={"ids": [vm["vmId"], vm["id"]]}).json
+
+    assert [each["vmId"] for each in queued["jobs"]] == [vm["vmId"]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 
 import pytest
@@ -31,6 +32,20 @@ def test_at_once_asks_all_in_parallel_and_keeps_their_order() -> None:
 )
 def test_a_text_without_certificates_has_none(text: str) -> None:
     assert attestations.certificates(text) == []
+
+
+def test_a_certificate_of_no_known_version_is_none() -> None:
+    root = certs.authority(
+        ec.generate_private_key(ec.SECP256R1()), certs.name("root"), path_length=1
+    )
+    der = ssl.PEM_cert_to_DER_cert(root)
+    assert der.count(bytes.fromhex("a003020102")) == 1
+    spoilt = ssl.DER_cert_to_PEM_cert(
+        der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020105"))
+    )
+
+    assert len(attestations.certificates(root)) == 1
+    assert attestations.certificates(spoilt) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{}", "[" * 100_000, '{"event_log": []}'])

@@ -1,105 +1,172 @@
-"""What `casemate attach` writes for ssh, and which ports it asks for."""
+"""The SSH connection of `casemate attach`: entries, keys, ports, and connections that do not come about."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import socket
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli import tunnel
-from cli.tunnel import Forward
-from core.errors import Conflict, Invalid, Unavailable
-from tests.common.waiting import free_port
+from cli.tunnel import Forward, Wish, host_config
+from core.errors import CasemateError, Conflict, Invalid, Unavailable
+from tests.common.runs_site import Site
 
-KEY = Path("/home/me/.casemate/ssh/abc")
+KEY = Path("/home/me/a key%1")
+MACHINE = {
+    "backend": "remote",
+    "hostname": "10.0.0.1",
+    "ssh_port": 2200,
+    "username": "ubuntu",
+    "dockerized": False,
+}
+SPEC = {"job_num": 0, "replica_num": 0, "user": None}
 
 
-def submission(**fields: Any) -> dict[str, Any]:
-    data = {"hostname": "127.0.0.1", "ssh_port": 21022, "username": "root", "dockerized": False}
-    return {"job_provisioning_data": {**data, **fields}, "job_runtime_data": {"username": "root"}}
+def submission(runtime: Any = None, **machine: Any) -> Any:
+    return {"job_provisioning_data": {**MACHINE, **machine}, "job_runtime_data": runtime}
 
 
-def test_a_job_in_a_vm_is_one_host() -> None:
-    text = tunnel.host_config("web", submission(), {}, KEY)
+def settings(text: str) -> dict[str, dict[str, str]]:
+    """The settings of an ssh_config by host."""
+    hosts: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(" ")
+        if name == "Host":
+            current = hosts[value] = {}
+        else:
+            current[name] = value
+    return hosts
 
-    assert text.startswith(
-        "Host web\n    HostName 127.0.0.1\n    Port 21022\n    User root\n"
-        f'    IdentityFile "{KEY}"\n    IdentitiesOnly yes\n'
-    )
-    assert text.count("Host ") == 1
+
+def test_a_machine_that_is_the_job_is_one_host() -> None:
+    (host,) = settings(host_config("web", submission({"username": "me"}), SPEC, KEY)).items()
+
+    assert host[0] == "web"
+    wanted = {"HostName": "10.0.0.1", "Port": "2200", "User": "me", "IdentitiesOnly": "yes"}
+    assert wanted.items() <= host[1].items()
+    assert host[1]["IdentityFile"] == '"/home/me/a key%%1"'
 
 
 def test_a_container_of_dstacks_is_reached_through_its_machine() -> None:
-    of_dstack = submission(hostname="192.0.2.1", ssh_port=22, username="ubuntu", dockerized=True)
-    of_dstack["job_runtime_data"] = {"username": None, "ports": {"10022": 32000}}
+    hosts = settings(
+        host_config("web", submission({"ports": {"10022": 32768}}, dockerized=True), SPEC, KEY)
+    )
 
-    text = tunnel.host_config("web", of_dstack, {"user": {"username": "me"}}, KEY)
-
-    assert "Host web-host\n    HostName 192.0.2.1\n    Port 22\n    User ubuntu\n" in text
-    assert "Host web\n    HostName localhost\n    Port 32000\n    User me\n" in text
-    assert "    ProxyJump web-host\n" in text
-
-
-@pytest.mark.parametrize("name", ["x\n    ProxyCommand sh", "a b", "", "x;y", '"'])
-def test_a_servers_words_cannot_command_ssh(name: str) -> None:
-    with pytest.raises((Invalid, Unavailable)):
-        tunnel.host_config("web", submission(hostname=name), {}, KEY)
+    assert hosts["web-host"]["User"] == "ubuntu"
+    assert hosts["web"]["ProxyJump"] == "web-host"
+    assert (hosts["web"]["HostName"], hosts["web"]["Port"]) == ("localhost", "32768")
+    assert hosts["web"]["User"] == "root"
 
 
-def test_a_job_without_a_machine_cannot_be_attached_to() -> None:
+@pytest.mark.parametrize(
+    "word", ["a b", "x\n    ProxyCommand evil", "-oProxyCommand=evil", "$(evil)", "*", "%h"]
+)
+def test_a_servers_words_are_no_settings_of_ours(word: str) -> None:
+    for host, machine in ((word, {}), ("web", {"hostname": word})):
+        with pytest.raises(Invalid, match="names a machine that cannot be one"):
+            host_config(host, submission(**machine), SPEC, KEY)
+
+
+def test_a_run_without_a_machine_is_told() -> None:
     with pytest.raises(Unavailable, match="no machine"):
-        tunnel.host_config("web", {"job_provisioning_data": None}, {}, KEY)
+        host_config("web", {"job_provisioning_data": None}, SPEC, KEY)
 
 
-def test_declared_ports_are_forwarded_and_can_be_moved() -> None:
-    job = {"app_specs": [{"port": 8000, "map_to_port": 80}, {"port": 9000, "map_to_port": None}]}
-
-    assert tunnel.forwards(job, []) == [Forward(80, 8000), Forward(9000, 9000)]
-    assert tunnel.forwards(job, ["8080:8000", "*:7000"]) == [
-        Forward(8080, 8000),
-        Forward(9000, 9000),
-        Forward(0, 7000),
-    ]
+def test_a_server_without_ssh_is_told_and_the_host_itself_is_not_tried() -> None:
+    with pytest.raises(Unavailable, match="ssh = false"):
+        host_config("web", submission(hostname="127.0.0.1", ssh_port=22), SPEC, KEY)
 
 
-@pytest.mark.parametrize("text", ["", "x", "0", "70000", "1:2:3", "-1"])
-def test_what_is_no_port_is_refused(text: str) -> None:
-    with pytest.raises(Invalid, match="port"):
+def test_declared_ports_go_where_they_are_wished() -> None:
+    spec = {
+        "app_specs": [{"port": 8000, "map_to_port": 80}, {"port": 9000, "map_to_port": None}],
+        "service_port": 3000,
+    }
+
+    assert Wish().forwards(spec) == [Forward(80, 8000), Forward(0, 9000), Forward(0, 3000)]
+    moved = Wish.of(("8080:8000", "*:70", "5"), "localhost", None).forwards(spec)
+    assert moved == [
+        Forward(8080, 8000), Forward(0, 9000), Forward(0, 3000), Forward(0, 70), Forward(5, 5),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "x", "80:", ":80", "0", "80:0", "65536", "1:2:3", "80:70000"])
+def test_a_port_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="must look like"):
         Forward.parse(text)
 
 
-def test_a_taken_port_is_named_with_the_way_round() -> None:
-    import socket
-
-    with socket.create_server(("localhost", 0)) as taken:
+def test_a_local_port_that_is_taken_is_told_with_another_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(Conflict, match=f"port {port} .* -p LOCAL:{port}"):
-            tunnel._check_free("localhost", port)
-    tunnel._check_free("localhost", free_port())
+        wish = Wish.of((f"{port}:8000",), "127.0.0.1", None)
+
+        with pytest.raises(Conflict, match=f"{port} of 127.0.0.1 .* -p {port + 1}:8000"):
+            wish.check_free({})
 
 
-def test_hosts_come_and_go_without_a_trace(tmp_path: Path) -> None:
+def test_each_attached_process_has_an_entry_of_its_own(tmp_path: Path) -> None:
     config = tmp_path / "config"
-    tunnel._edit(config, "a", "Host a\n    Port 1\n")
-    tunnel._edit(config, "b", "Host b\n    Port 2\n")
-    tunnel._edit(config, "a", "Host a\n    Port 3\n")
-    text = config.read_text()
+    living = "# web 1\nHost web\n    Port 1\n# end\n"
+    config.write_text(living + "# web 999999999\nHost web\n    Port 2\n# end\n")
 
-    assert text.count("Host a\n") == 1 and "Port 3" in text and "Port 2" in text
-    tunnel._edit(config, "a", "")
-    tunnel._edit(config, "b", "")
-    assert config.read_text() == ""
+    tunnel._edit(config, "web", "Host web\n    Port 3\n")
+    assert config.read_text() == f"# web {os.getpid()}\nHost web\n    Port 3\n# end\n{living}"
+    tunnel._edit(config, "web", "")
+
+    assert config.read_text() == living
 
 
-def test_the_configuration_is_included_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_connection_that_does_not_come_about_leaves_nothing_but_the_key(
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh/config").write_text("Host mine\n")
+    monkeypatch.setattr(tunnel, "CONNECT_S", 1.0)
+    site.fleet()
+    site.submit("long", "sleep 100")
+    site.until("long", "running")
+    (site.home / ".ssh").mkdir()
+    (site.home / "mine").write_bytes(b"Host mine # \xff\n")
+    (site.home / ".ssh/config").symlink_to(site.home / "mine")
 
-    tunnel._include(tmp_path / "x")
-    tunnel._include(tmp_path / "x")
+    with pytest.raises(Unavailable, match="no SSH connection to long: .*refused"):
+        site.run("attach", "long")
 
-    assert (tmp_path / ".ssh/config").read_text() == f"Include {tmp_path / 'x'}\nHost mine\n"
+    folder = site.home / ".casemate/ssh"
+    key = folder / hashlib.sha1(site.token.encode()).hexdigest()[:8]
+    assert "PRIVATE KEY" in key.read_text()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sorted(each.name for each in folder.iterdir()) == sorted(
+        [key.name, f"{key.name}.pub", "config", "config.lock"]
+    )
+    assert (folder / "config").read_text() == ""
+    line = f'Include "{folder}/config"\n'.encode()
+    assert (site.home / "mine").read_bytes() == line + b"Host mine # \xff\n"
+    assert (site.home / ".ssh/config").is_symlink()
+
+
+def test_without_a_connection_the_output_is_shown_all_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "CONNECT_S", 0.5)
+    site.fleet()
+
+    done = site.run("apply", "-y", "-f", site.task("hello", "echo one; sleep 3; echo two"))
+
+    assert done.stdout_bytes.endswith(b"one\r\ntwo\r\n")
+    assert "not attached: no SSH connection to hello" in done.stderr
+
+
+def test_ssh_that_is_not_there_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.fleet()
+    site.submit("long", "sleep 100")
+    site.until("long", "running")
+    monkeypatch.setenv("PATH", str(site.home))
+
+    with pytest.raises(CasemateError, match="ssh is not installed"):
+        site.run("attach", "long")

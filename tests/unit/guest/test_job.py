@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,33 @@ def test_a_megabyte_of_output_comes_byte_for_byte(begin: Begin, tmp_path: Path) 
     assert end_of(job) == Step(EXITED, 0)
     assert output(job) == wanted
     assert job.size == len(wanted)
+
+
+@pytest.mark.parametrize("shell", [("/bin/bash", "-i", "-c"), ("/bin/sh", "-c")])
+def test_a_program_that_lets_go_of_its_terminal_runs_to_its_own_end(
+    begin: Begin, shell: tuple[str, ...]
+) -> None:
+    program = "import time; time.sleep(0.3); raise SystemExit(5)"
+
+    job = begin(*shell, f"exec python3 -c '{program}' >/dev/null 2>&1 </dev/null")
+
+    assert end_of(job) == Step(EXITED, 5)
+
+
+def test_a_full_disk_ends_the_job_and_counts_what_is_in_the_file(
+    begin: Begin,
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # As on a disk that gets full, the last write takes a part.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_001, limits[1]))
+        job = begin("head", "-c", "1000000", "/dev/zero")
+        end = end_of(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert end.stage == FAILED and end.message.startswith("executor_error: ")
+    assert job.size == len(output(job)) == 100_001
 
 
 def test_bytes_that_are_no_text_are_kept(begin: Begin) -> None:

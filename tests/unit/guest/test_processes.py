@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from guest import processes
 from tests.common.waiting import until
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -49,3 +53,29 @@ def test_a_process_that_is_gone_is_no_obstacle() -> None:
 
     processes.ask_to_end([process.pid])
     processes.kill([process.pid])
+
+
+_BURY = """
+import os
+import subprocess
+
+from guest import processes
+from tests.common.waiting import until
+
+def dead():
+    return {each.pid for each in processes.table().values() if each.parent == mine and each.state == "Z"}
+
+mine = os.getpid()
+processes.adopt_orphans()
+child = subprocess.Popen(["sh", "-c", "exit 7"])
+known = subprocess.Popen(["sh", "-c", "exit 8"], start_new_session=True)
+subprocess.run(["sh", "-c", "setsid sh -c 'sleep 0.1' & exit"], check=True)
+until(lambda: len(dead()) == 3)
+processes.bury_orphans({known.pid})
+assert dead() == {child.pid, known.pid}
+assert child.wait() == 7 and known.wait() == 8
+"""
+
+
+def test_orphans_that_ended_are_collected_and_nobody_elses_children() -> None:
+    subprocess.run([sys.executable, "-c", _BURY], check=True, timeout=60, cwd=ROOT)

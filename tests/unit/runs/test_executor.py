@@ -15,7 +15,7 @@ from core import prpc
 from core.errors import Invalid, Unavailable, Upstream
 from core.messages import MAX_OUTPUT, JobReport, Report, StopOrder
 from guest.runner import Runner
-from runs.executor import JobOrder, Stage, VmExecutor
+from runs.executor import NOTES_MOST, JobOrder, Stage, VmExecutor
 from tests.common.waiting import until
 
 
@@ -28,9 +28,11 @@ class Heard:
     notes: list[str] = field(default_factory=list)
     ready: list[str] = field(default_factory=list)
     lost: list[tuple[str, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def on_state(self, name: str, stage: Stage, status: int | None, message: str) -> None:
         self.states.append((name, stage, status))
+        self.messages.append(message)
 
     def on_output(self, name: str, data: bytes) -> None:
         self.output[name] = self.output.get(name, b"") + data
@@ -279,7 +281,14 @@ def test_a_vm_cannot_speak_of_another_vms_job(known: VmExecutor, heard: Heard) -
 
 @pytest.mark.parametrize(
     ("fields", "refusal"),
-    [({"stage": "done"}, "stage"), ({"data": bytes(MAX_OUTPUT + 1)}, "data")],
+    [
+        ({"stage": "done"}, "stage"),
+        ({"stage": ""}, "stage"),
+        ({"data": bytes(MAX_OUTPUT + 1)}, "data"),
+        ({"stage": "exited"}, "exit_status"),
+        ({"stage": "exited", "exit_status": 256}, "exit_status"),
+        ({"stage": "running", "exit_status": 0}, "exit_status"),
+    ],
 )
 def test_what_no_runner_says_is_refused(
     known: VmExecutor, fields: dict[str, Any], refusal: str
@@ -295,6 +304,60 @@ def test_output_is_taken_in_order_and_once(known: VmExecutor, heard: Heard) -> N
     assert said(known, id="a", offset=2, data=b"cde") == 5
 
     assert heard.output == {"a": b"abcde"}
+
+
+def test_after_the_end_of_a_job_nothing_more_is_taken(known: VmExecutor, heard: Heard) -> None:
+    assert said(known, id="a", data=b"abc") == 3
+    said(known, id="a", stage="exited", exit_status=0)
+
+    assert said(known, id="a", offset=3, data=b"def") == 3
+    said(known, id="a", stage="exited", exit_status=7)
+    said(known, id="a", stage="note", message="more")
+
+    assert heard.output == {"a": b"abc"}
+    assert heard.states == [("a", Stage.EXITED, 0)] and heard.notes == []
+
+
+def test_an_end_that_could_not_be_kept_is_told_again(
+    known: VmExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*told: object) -> None:
+        raise Unavailable("the database is busy")
+
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(heard, "on_state", fails)
+        said(known, id="a", stage="exited", exit_status=0)
+    said(known, id="a", stage="exited", exit_status=0)
+
+    assert heard.ended("a") == 0
+
+
+def test_a_vm_is_ready_when_that_could_be_kept(
+    known: VmExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(vm_id: str) -> None:
+        raise Unavailable("the database is busy")
+
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(heard, "on_ready", fails)
+        said(known, stage="alive")
+    assert not known.is_ready("vm")
+    said(known, stage="alive")
+
+    assert known.is_ready("vm") and heard.ready == ["vm"]
+
+
+def test_a_guest_cannot_give_the_hosts_reasons(known: VmExecutor, heard: Heard) -> None:
+    said(known, id="a", stage="failed", message="terminated_by_user: by nobody")
+
+    assert heard.messages == ["executor_error: terminated_by_user: by nobody"]
+
+
+def test_a_guest_cannot_fill_the_disk_with_notes(known: VmExecutor, heard: Heard) -> None:
+    for _ in range(NOTES_MOST + 10):
+        said(known, id="a", stage="note", message="again")
+
+    assert len(heard.notes) == NOTES_MOST
 
 
 def test_long_words_are_cut(known: VmExecutor, heard: Heard) -> None:

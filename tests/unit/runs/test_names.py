@@ -11,9 +11,7 @@ from runs.specs import is_name
 
 def test_a_name_keeps_the_rule_of_names() -> None:
     assert all(
-        is_name(f"{adjective}-{animal}-1000")
-        for adjective in ADJECTIVES
-        for animal in ANIMALS
+        is_name(f"{adjective}-{animal}-1000") for adjective in ADJECTIVES for animal in ANIMALS
     )
 
 

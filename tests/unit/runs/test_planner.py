@@ -20,7 +20,8 @@ def spec(**more: Any) -> Any:
 
 
 def effective(room: Room = LARGE, **more: Any) -> Any:
-    return planner.effective(spec(**more), room, name="one", public_key="ssh-ed25519 AAAA\n")
+    known = planner.sizes(OffersConfig(), room)
+    return planner.effective(spec(**more), known, name="one", public_key="ssh-ed25519 AAAA\n")
 
 
 def test_the_usual_sizes_go_up_to_the_host() -> None:
@@ -61,6 +62,15 @@ def test_default_minima_are_clipped_to_a_small_host() -> None:
     )
 
 
+def test_default_minima_are_clipped_to_the_sizes_of_the_configuration() -> None:
+    known = planner.sizes(OffersConfig((OfferSize("little", 1, 2, 20),)), LARGE)
+
+    given = spec(resources={"disk": "100GB.."})
+    plain = planner.effective(given, known, name="one", public_key=None)["configuration"]
+
+    assert planner.candidates(plain, plain["resources"], known) == known
+
+
 def test_a_wish_is_never_clipped() -> None:
     wished = effective(SMALL, resources={"cpu": "3..", "memory": "9GB.."})["configuration"][
         "resources"
@@ -73,7 +83,8 @@ def test_a_wish_is_never_clipped() -> None:
 def test_what_is_effective_stays_so() -> None:
     once = effective()
 
-    assert planner.effective(once, LARGE, name="one", public_key="another") == once
+    known = planner.sizes(OffersConfig(), LARGE)
+    assert planner.effective(once, known, name="one", public_key="another") == once
 
 
 @pytest.mark.parametrize(
@@ -177,7 +188,7 @@ def test_an_active_run_may_change_in_some_fields(kind: Any, change: Any, good: b
 def test_a_fleet_may_change_in_some_fields() -> None:
     def fleet(**more: Any) -> Any:
         given = {"configuration": {"type": "fleet", "nodes": 1, **more}, "profile": {}}
-        return planner.effective_fleet(FleetSpec().load(given), LARGE, name="f")
+        return planner.effective_fleet(FleetSpec().load(given), [], name="f")
 
     assert planner.is_updatable_fleet(fleet(), fleet(nodes=2))
     assert not planner.is_updatable_fleet(fleet(), fleet(idle_duration=3))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.base import Database
-from models.cluster import ClusterCount
+from models.cluster import ClusterCount, ClusterSlot
 from secretvm import traffic
 from secretvm.traffic import Stream, Tally, Totals
 from tests.common.backends import add_cluster
@@ -140,3 +140,41 @@ def test_totals_add_up_and_those_of_a_gone_cluster_are_forgotten(database: Datab
         found = traffic.read(session, cluster.id)
         rows = session.query(ClusterCount).count()
     assert (found.requests, found.bytes_in, rows) == (6, 10, 2)
+
+
+def test_a_chart_has_a_point_for_each_stretch_of_the_last_hour(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, slot = add_cluster(database, []), traffic.SLOT_MS
+    first = 100_000 * slot
+
+    def answers_at(moment: int, **counts: int) -> None:
+        monkeypatch.setattr(traffic, "_now_ms", lambda: moment)
+        traffic.add(database, {cluster.id: counts, "gone": {"requests": 1}})
+
+    answers_at(first, requests=10, answered=10, ms=50)
+    answers_at(first + slot - 1, requests=20, answered=10, ms=150)
+    answers_at(first + 3 * slot, requests=45, answered=0, ms=0)
+    monkeypatch.setattr(traffic, "_now_ms", lambda: first + 4 * slot)
+    with database.reading() as session:
+        rates, times = traffic.history(session, cluster.id)
+
+    assert (rates.now, rates.top) == (3.0, 3.0)  # 45 in 15 s
+    (line,) = rates.pieces
+    ends = [float(point.split(",")[1]) for point in line.split()[-4:]]
+    assert ends == [10.0, 30.0, 30.0, 0.0]  # 2 a second, nothing twice, and the most there was
+    assert times.pieces and times.now == 10.0
+
+    answers_at(first + 3_600_000 + slot, requests=1)
+    with database.reading() as session:
+        (kept,) = [row.at_ms for row in session.query(ClusterSlot) if row.at_ms < first + 3_600_000]
+    assert kept == first + 3 * slot, "what is older than an hour goes"
+
+
+def test_a_cluster_without_traffic_has_a_flat_line_and_no_latency(database: Database) -> None:
+    cluster = add_cluster(database, [])
+    with database.reading() as session:
+        rates, times = traffic.history(session, cluster.id)
+
+    assert (rates.now, times.now, times.pieces) == (0.0, 0.0, ())
+    assert len(rates.pieces) == 1

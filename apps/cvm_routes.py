@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, jsonify
+from flask import Response, jsonify, request
 
 from apps import attestations, inside, offers, pages
 from apps.changes import Changes
@@ -24,11 +24,13 @@ from apps.schemas import (
     ProvisionRequest,
     ReplicaRequest,
     Restart,
+    StateQuery,
     StatusBatch,
 )
 from apps.updates import Updates
 from apps.versions import promise_of
 from rest.blueprint import Blueprint
+from vmm.log_routes import has_left, lasting
 
 blueprint = Blueprint(
     "cvms", __name__, url_prefix=PREFIX, description="CVMs: the VMs that apps run in."
@@ -106,10 +108,16 @@ def status_batch(wanted: dict[str, Any]) -> Any:
 
 
 @blueprint.get("/cvms/<name>/state")
+@blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, description="The state; what is not known is left out.")
-def state(name: str) -> Any:
-    """Tells how a VM is."""
-    return inside.state(found(name))
+def state(wanted: dict[str, Any], name: str) -> Any:
+    """Tells how a VM is; who accepts `text/event-stream` is told again until it is in the `target` state."""
+    cvm = found(name)
+    if "text/event-stream" not in request.headers.get("Accept", ""):
+        return inside.state(cvm)
+    apps, asker = service(), caller()
+    events = inside.watched(lambda: inside.state(apps.cvm(asker, cvm.uuid)), wanted, has_left())
+    return lasting(Response(events, mimetype="text/event-stream"))
 
 
 @blueprint.get("/cvms/<name>/composition")

@@ -95,7 +95,7 @@ class Deployments:
         Who commits it again gets the VM that was made of it.
         """
         project_id = self.apps.accounts.home(caller)
-        provision = self._promised(project_id, given)
+        provision = self._promised(caller, project_id, given)
         if provision is None:
             return self._made(caller, given)
         wanted = provision.wanted
@@ -342,7 +342,8 @@ class Deployments:
             )
         raise _unknown_hash()
 
-    def _promised(self, project_id: str, given: Commitment) -> Provision | None:
+    def _promised(self, caller: Caller, project_id: str, given: Commitment) -> Provision | None:
+        """The promise that is meant, or None when it was kept already or nothing was promised."""
         with self.apps.database.reading() as session:
             waiting = records.promised(session, [project_id], _digits(given.compose_hash))
         if not waiting:
@@ -352,12 +353,15 @@ class Deployments:
             raise Invalid.field("app_id", "must be 40 hex digits")
         fits = [each for each in waiting if each.app_id in (None, app_id)]
         if not fits:
+            if any(row.app_id == app_id for row in self.apps.rows(caller)):
+                return None
             raise coded(
                 Conflict("app_id: another one was promised for this compose hash"),
                 APP_ID_CONFLICT,
                 suggestion="commit the app_id that provision answered",
             )
-        return fits[0]
+        # One that is for this very app goes before one for a contract yet to be named.
+        return next((each for each in fits if each.app_id), fits[0])
 
     def _give_back(self, provision: Provision) -> None:
         again = Provision(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,29 @@ def state(cvm: Cvm) -> Json:
         },
     }
     return {name: value for name, value in told.items() if value is not None}
+
+
+def watched(
+    read: Callable[[], Json], wanted: Mapping[str, Any], left: Callable[[], bool]
+) -> Iterator[str]:
+    """The states of a VM as server-sent events, until it is in the wanted one, the time is over or the reader left."""
+    deadline = time.monotonic() + wanted["timeout"]
+    while not left():
+        try:
+            now = read()
+        except CasemateError as error:  # it is gone, or not the caller's any more
+            yield _event("error", {"error": error.message})
+            return
+        yield _event("state", now)
+        rest = deadline - time.monotonic()
+        if now["status"] == wanted["target"] or rest <= 0:
+            yield _event("complete" if now["status"] == wanted["target"] else "timeout", now)
+            return
+        time.sleep(min(wanted["interval"], rest))
+
+
+def _event(name: str, told: Json) -> str:
+    return f"event: {name}\ndata: {json.dumps(told)}\n\n"
 
 
 def status(cvm: Cvm) -> Json:

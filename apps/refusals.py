@@ -85,11 +85,22 @@ def _rows(error: Invalid) -> list[dict[str, Any]]:
             "loc": [place, *_steps(name)],
             "msg": reason,
             "type": "missing" if reason.startswith("Missing data") else "value_error",
-            "input": None,
+            "input": _given(error, _steps(name)),
         }
         for name, reasons in error.fields.items()
         for reason in reasons
     ]
+
+
+def _given(error: Invalid, steps: Sequence[str | int]) -> Any:
+    """What was sent in a place; None where nothing was, or nothing that JSON can hold."""
+    value: Any = getattr(error, "given", None)
+    for step in steps:
+        if isinstance(value, list) and isinstance(step, int):
+            value = value[step] if step < len(value) else None
+        else:
+            value = value.get(step) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str | int | float | list | dict) else None
 
 
 def _steps(name: str) -> Sequence[str | int]:

@@ -9,6 +9,8 @@ import marshmallow as ma
 from marshmallow import fields
 from marshmallow.validate import And, Length, Range, Regexp
 
+from vmm.configuration import DISK_MOST_GB
+
 # SQLite counts to 2^63, and nobody has so many pages.
 MOST = 2**31
 HEX = Regexp(r"^(0x)?[0-9a-fA-F]*\Z", error="must be hex digits")
@@ -154,6 +156,14 @@ class WorkspacesQuery(Sent):
     limit = fields.Integer(load_default=None, validate=Range(1, 1000))
 
 
+class StateQuery(Sent):
+    """How a stream of states is watched; who asks once has no use for it."""
+
+    target = Text(load_default="running")
+    interval = fields.Integer(load_default=5, validate=Range(5, 30))
+    timeout = fields.Integer(load_default=300, validate=Range(10, 600))
+
+
 # Allowance ---------------------------------------------------------------------------------------
 
 
@@ -258,7 +268,7 @@ class ProvisionRequest(Sent):
     instance_type = _text()
     vcpu = _number(1)
     memory = _number(1)
-    disk_size = _number(1)
+    disk_size = _number(1, DISK_MOST_GB)
     image = _text()
     teepod_id = _number(0)
     node_id = _number(0)
@@ -334,7 +344,7 @@ class CvmPatch(Sent):
     user_config = _text()
     vcpu = _number(1)
     memory = _number(1)
-    disk_size = _number(1)
+    disk_size = _number(1, DISK_MOST_GB)
     image = _text()
 
 
@@ -409,7 +419,7 @@ class ResourcesPatch(Sent):
 
     vcpu = _number(1)
     memory = _number(1)
-    disk_size = _number(1)
+    disk_size = _number(1, DISK_MOST_GB)
     instance_type = _text()
     allow_restart = _flag()
 

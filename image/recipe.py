@@ -181,6 +181,7 @@ PRUNED = (
     "etc/logrotate.d",
     "etc/python3.13/sitecustomize.py",
     "etc/skel",
+    "etc/sv",
     "etc/systemd",
     "etc/update-motd.d",
     "usr/lib/cryptsetup",

@@ -126,6 +126,17 @@ class ClusterCount(Base):
     value: Mapped[int] = mapped_column(BigInteger)
 
 
+class TrafficLog(Base):
+    """How far HAProxy's log was read and counted; one row."""
+
+    __tablename__ = "traffic_log"
+    ONLY = 1
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    inode: Mapped[int] = mapped_column(BigInteger)
+    offset: Mapped[int] = mapped_column(BigInteger)
+
+
 class ClusterSlot(Base):
     """What went through a cluster's front in one stretch of time; kept for an hour, for its chart."""
 

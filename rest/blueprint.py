@@ -23,16 +23,23 @@ _View = TypeVar("_View", bound=Callable[..., Any])
 class BadArguments(Invalid):
     """What a request said breaks its schema; `place` is body, query, path or headers.
 
-    `malformed` says that the body is no JSON at all.  The names in `fields` have dots between their steps.
+    `malformed` says that the body is no JSON at all.  The names in `fields` have dots between their steps, and
+    `given` is all that stood in that place.
     """
 
     def __init__(
-        self, place: str, fields: Mapping[str, list[str]], *, malformed: bool = False
+        self,
+        place: str,
+        fields: Mapping[str, list[str]],
+        *,
+        malformed: bool = False,
+        given: object = None,
     ) -> None:
         told = "; ".join(f"{name or place}: {' '.join(said)}" for name, said in fields.items())
         super().__init__(told, fields)
         self.place = place
         self.malformed = malformed
+        self.given = given
 
 
 class Arguments(FlaskParser):
@@ -57,7 +64,7 @@ class Arguments(FlaskParser):
         """Turns marshmallow's messages into the refusal."""
         # One place is read at a time.
         (place, said), *_ = cast(dict[str, Any], error.messages).items()
-        raise BadArguments(_PLACES.get(place, place), dict(_flat(said)))
+        raise BadArguments(_PLACES.get(place, place), dict(_flat(said)), given=error.data)
 
     def _raw_load_json(self, req: Any) -> Any:
         # Webargs alone knows no bounds of depth or number.

@@ -8,6 +8,7 @@ output bytes every so often: neither a page nor a start costs a read of what is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 from bisect import bisect_right
@@ -61,17 +62,34 @@ class Log:
     # Writing ---------------------------------------------------------------------------------
 
     def append(self, data: bytes, moment_us: int | None = None) -> None:
-        """Adds bytes of output; they can be read when this returns."""
+        """Adds bytes of output; they can be read when this returns, and none of them is there when it fails."""
         output = self._open()
-        for start in range(0, len(data), RECORD_MAX):
-            piece = data[start : start + RECORD_MAX]
-            moment = now_us() if moment_us is None else moment_us
-            offset = output.tell()
-            if offset - self._marked >= INDEX_EVERY:
-                self._mark(moment, offset)
-            header = _HEADER.pack(_MAGIC, moment, len(piece))
-            output.write(header + piece + _FOOTER.pack(len(piece)))
-            self._length += len(piece)
+        begin, before = output.tell(), (self._length, self._marked)
+        try:
+            for start in range(0, len(data), RECORD_MAX):
+                moment = now_us() if moment_us is None else moment_us
+                self._add(output, data[start : start + RECORD_MAX], moment)
+        except OSError:
+            # The giver will try again: half a record would hide all that follows it.
+            self._cut(output, begin)
+            self._length, self._marked = before
+            raise
+
+    def _add(self, output: BinaryIO, piece: bytes, moment_us: int) -> None:
+        offset = output.tell()
+        record = _HEADER.pack(_MAGIC, moment_us, len(piece)) + piece + _FOOTER.pack(len(piece))
+        if output.write(record) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if offset - self._marked >= INDEX_EVERY:
+            self._mark(moment_us, offset)
+        self._length += len(piece)
+
+    def _cut(self, output: BinaryIO, end: int) -> None:
+        output.truncate(end)
+        output.seek(end)
+        kept = [mark for mark in self._marks() if mark[1] < end]
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(self._index, len(kept) * _MARK.size)
 
     def length(self) -> int:
         """How many bytes of output there are."""

@@ -313,12 +313,17 @@ def _user(user: str | None) -> Spec | None:
     if not user:
         return None
     name, _, group = user.partition(":")
+    uid, gid = _number(name), _number(group)
     return {
-        "uid": int(name) if name.isdigit() else None,
-        "gid": int(group) if group.isdigit() else None,
-        "username": None if name.isdigit() else name,
-        "groupname": None if group.isdigit() else group or None,
+        "uid": uid,
+        "gid": gid,
+        "username": name if uid is None else None,
+        "groupname": group or None if gid is None else None,
     }
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def commands(spec: Spec) -> list[str]:

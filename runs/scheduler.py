@@ -25,7 +25,7 @@ from image import registry
 from models.base import change_watch
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import description, lifecycle, placement, planner, progress, records, sealing
+from runs import description, lifecycle, placement, planner, progress, pruning, records, sealing
 from runs.executor import Executor, JobOrder, Listener, Stage, VmExecutor
 from runs.fleets import fleet_sizes
 from runs.lifecycle import Kind, Reason, Status
@@ -120,6 +120,7 @@ class Scheduler:
 
     def _run(self) -> None:
         changed, looked = change_watch(self.database.path), 0.0
+        pruned = -HOUR_S
         while not self.ending:
             is_awake = self.wake.wait(LOOK_S)
             self.wake.clear()
@@ -127,10 +128,16 @@ class Scheduler:
             if not (changed() or is_awake or is_due):
                 continue
             looked = time.monotonic()
+            if looked - pruned > HOUR_S:
+                pruned = looked
+                self.pool.submit(self._guarded, self._prune)
             try:
                 self.tick()
             except Exception:  # the thread must not end; the next round tries again
                 logger.exception("a round of the scheduler failed")
+
+    def _prune(self) -> None:
+        pruning.prune(self.database, self.config.data_dir, now_us() - pruning.KEPT_US)
 
     def tick(self) -> None:
         """One round over all that is not finished."""
@@ -149,7 +156,7 @@ class Scheduler:
         try:
             step(*of)
         except Exception:  # one broken row must not hold up all others; the next round tries again
-            logger.exception("%s %s failed", step.__name__, of[0])
+            logger.exception("%s %s failed", step.__name__, " ".join(of))
 
     # Runs --------------------------------------------------------------------------------------
 
@@ -494,8 +501,11 @@ class Scheduler:
 
     def on_output(self, submission_id: str, data: bytes) -> None:
         """The next bytes of a job's terminal."""
+        quota = self.quotas.setdefault(submission_id, Quota())
+        if quota.used > self.config.runs.log_quota:
+            return  # its end was ordered: what it says until then fills no disk
         self._log(submission_id).append(data)
-        used = self.quotas.setdefault(submission_id, Quota()).add(len(data))
+        used = quota.add(len(data))
         if used > self.config.runs.log_quota >= used - len(data):
             with self.database.writing() as session:
                 job = records.job_with_run(session, submission_id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ from runs.planner import Room, Size, Spec
 from runs.specs import NAME_RULE, is_name
 
 DEFAULT_OFFERS = 50
+# The folder of all output, below the data directory.
+LOGS = "run-logs"
 
 
 @dataclass(frozen=True)
@@ -357,7 +360,7 @@ class Runs:
 def log_of(data_dir: Path, submission_id: str, *, diagnose: bool = False) -> Log:
     """The log of a submission, or the runner's own one of it."""
     kind = "diagnosis" if diagnose else "log"
-    return Log(data_dir / "run-logs" / submission_id[:2] / f"{submission_id}.{kind}")
+    return Log(data_dir / LOGS / submission_id[:2] / f"{submission_id}.{kind}")
 
 
 def room_of(config: Config) -> Room:
@@ -410,6 +413,10 @@ def check(spec: Spec) -> None:
     unset = [name for name, value in configuration["env"].items() if not isinstance(value, str)]
     if unset:
         raise Invalid(f"env: {', '.join(unset)} must be given a value")
+    try:
+        shlex.split(configuration["entrypoint"] or "")
+    except ValueError as error:
+        raise Invalid(f"entrypoint: {error}; quote it as for a shell") from None
     working_dir = configuration["working_dir"]
     if working_dir is not None and not working_dir.startswith("/"):
         raise Invalid("working_dir must be an absolute path")

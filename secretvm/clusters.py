@@ -25,7 +25,7 @@ from models.cluster import Cluster, ClusterNode, ClusterPlan
 from models.job import Job
 from models.port import PortLease
 from models.vm import Vm
-from secretvm import cluster_object, document, jobs, traffic, wanted
+from secretvm import cluster_object, jobs, traffic, wanted
 from secretvm.balancer import UNSERVED, Balancer, Stat, read_fronts
 from secretvm.cluster_object import Member, View
 from secretvm.front import NODES_MOST, Front, Strategy, Traffic

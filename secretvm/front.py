@@ -17,7 +17,6 @@ USER = "admin"
 
 # Names in the folder that HAProxy is started in.
 STATS_SOCKET = "stats.sock"
-LOG_SOCKET = "log.sock"
 SCRIPT = "balancer.lua"
 
 _SERVER = "  server "
@@ -166,19 +165,13 @@ def _global() -> Iterator[str]:
     yield _REVISION
     yield f"  stats socket unix@{STATS_SOCKET} mode 600 level admin expose-fd listeners"
     yield f"  lua-load {SCRIPT}"
-    yield "  log ring@requests local0"
+    # A file takes every line, whether or not somebody reads it: a datagram socket drops the eleventh of a burst, and a
+    # ring without its reader tries to reach it some hundred times a second.
+    yield "  log stdout format raw local0"
     yield "  maxconn 20000"
     # A host that allows fewer descriptors gets fewer connections, not no front.
     yield "  no strict-limits"
     yield "  hard-stop-after 15m"
-    # A ring keeps what its reader has not fetched; a datagram socket would drop the eleventh line of a burst.
-    yield "ring requests"
-    yield "  format raw"
-    yield "  maxlen 1024"
-    yield "  size 4194304"
-    yield "  timeout connect 1s"
-    yield "  timeout server 10s"
-    yield f"  server reader unix@{LOG_SOCKET} log-proto octet-count"
 
 
 def _defaults() -> Iterator[str]:

@@ -1,34 +1,33 @@
 """What went through the fronts of clusters: HAProxy's lines of its requests, added up in the database.
 
-A line says `proxy server status bytes-out bytes-in TR Tt Ta flags` (secretvm/front.py has the format).  The lines
-come over a stream, each with its length before it (RFC 6587, octet counting), out of a ring in HAProxy that keeps
-them while nobody reads.
+A line says `proxy server status bytes-out bytes-in TR Tt Ta flags` (secretvm/front.py has the format).  HAProxy appends
+them to a file, also while no service runs; how far it was read is written down with what was counted, so that no line
+is counted twice or passed over, whoever is killed in between.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import re
-import selectors
-import socket
+import os
 import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
+from core import proc
+from core.errors import CasemateError
 from models.base import Database
-from models.cluster import Cluster, ClusterCount, ClusterSlot
+from models.cluster import Cluster, ClusterCount, ClusterSlot, TrafficLog
 from secretvm.balancer import Balancer
-from secretvm.front import LOG_SOCKET
 from vmm import usage
 
 logger = logging.getLogger(__name__)
@@ -37,9 +36,13 @@ logger = logging.getLogger(__name__)
 FLUSH_S = 0.4
 # One point of a cluster's chart stands for so long, and the last hour is kept.
 SLOT_MS = 15_000
-_READ = 262_144
-_LENGTH = re.compile(rb"(\d{1,5}) ")
-_LENGTH_BEGUN = re.compile(rb"\d{1,5} |\d{0,5}\Z")
+# What vmm/runner.py makes of the standard output of whatever it runs.
+LOG = "stdout.log"
+_READ = 1024 * 1024
+# No line of ours is longer; HAProxy's own limit is 1024.
+_LINE_MOST = 4096
+# Room that lines take which were counted, before it is given back.
+_COUNTED_MOST = 16 * 1024**2
 
 # Upper ends of the latency histogram, in ms: each a fifth to a quarter above the one before, so that a percentile is
 # right to about a tenth.
@@ -101,9 +104,31 @@ def read(session: Session, cluster_id: str) -> Totals:
     )
 
 
-def add(database: Database, tally: Mapping[str, Mapping[str, int]]) -> None:
-    """Adds to the totals of clusters; what was counted for one that is gone is forgotten."""
+@dataclass(frozen=True)
+class Position:
+    """How far a log was read: the file by its inode, and where the next line begins in it."""
+
+    inode: int
+    offset: int
+
+
+def position(session: Session) -> Position:
+    """How far the log was read."""
+    row = session.get(TrafficLog, TrafficLog.ONLY)
+    return Position(row.inode, row.offset) if row else Position(0, 0)
+
+
+def add(
+    database: Database, tally: Mapping[str, Mapping[str, int]], read_to: Position | None = None
+) -> None:
+    """Adds to the totals of clusters, and notes how far their log was read.
+
+    What was counted for a cluster that is gone is forgotten.
+    """
     with database.writing() as session:
+        if read_to is not None:
+            row = TrafficLog(id=TrafficLog.ONLY, inode=read_to.inode, offset=read_to.offset)
+            session.merge(row)
         known = set(session.scalars(select(Cluster.id).where(Cluster.id.in_(tally))))
         values = [
             {"cluster_id": cluster_id, "name": name, "value": value}
@@ -181,113 +206,76 @@ def count(tally: Tally, line: str) -> None:
 
 
 @dataclass
-class Stream:
-    """One connection of HAProxy's and what has come over it of a line that is not whole yet."""
-
-    connection: socket.socket
-    pending: bytes = b""
-
-    def lines(self) -> Iterator[str] | None:
-        """The lines that are there now, or None when the connection is at its end."""
-        try:
-            data = self.connection.recv(_READ)
-        except BlockingIOError:
-            return iter(())
-        except OSError:
-            return None
-        self.pending += data
-        return self._whole() if data else None
-
-    def _whole(self) -> Iterator[str]:
-        at = 0
-        while match := _LENGTH.match(self.pending, at):
-            end = match.end() + int(match[1])
-            if end > len(self.pending):
-                break
-            yield self.pending[match.end() : end].decode(errors="replace")
-            at = end
-        self.pending = self.pending[at:]
-        if not _LENGTH_BEGUN.match(self.pending):
-            raise ValueError("no length where one must be")
-
-
-@dataclass
 class Reader:
-    """What the background process runs: takes HAProxy's lines and adds them to the database."""
+    """What the background process runs: adds what HAProxy writes down to the database."""
 
     balancer: Balancer
     stopping: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
-    tally: Tally = field(default_factory=dict)
-    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def start(self) -> None:
-        """Listens where HAProxy sends its lines, and reads."""
-        folder = self.balancer.folder
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / LOG_SOCKET
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            listener.bind(str(path))
-        except OSError as error:  # the path of the data directory is too long for a socket
-            logger.warning("the traffic of clusters is not counted: %s: %s", path, error)
-            return
-        listener.listen()
-        listener.setblocking(False)
-        self.selector.register(listener, selectors.EVENT_READ, None)
-        self.thread = threading.Thread(target=self._read, name="traffic", daemon=True)
+        """Begins to read where the last reader ended."""
+        self.thread = threading.Thread(target=self._follow, name="traffic", daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
-        """Reads what is there already, adds it, and ends."""
+        """Reads what is there already, and ends."""
         self.stopping.set()
         if self.thread is not None:
             self.thread.join()
 
-    def _read(self) -> None:
-        flushed = time.monotonic()
-        while not self.stopping.is_set():
-            self._take(FLUSH_S / 4 if self.tally else FLUSH_S)
-            if self.tally and time.monotonic() - flushed > FLUSH_S:
-                self._flush()
-                flushed = time.monotonic()
-        self._take(0)
-        self._flush()
-        for key in list(self.selector.get_map().values()):
-            self._close(key.fileobj)
-
-    def _take(self, patience_s: float) -> None:
-        for key, _ in self.selector.select(patience_s):
-            if key.data is None:
-                self._accept(key.fileobj)
-                continue
-            lines = key.data.lines()
-            if lines is None:
-                self._close(key.fileobj)
-                continue
+    def _follow(self) -> None:
+        done = False
+        while not done:
+            done = self.stopping.wait(FLUSH_S)
             try:
-                for line in lines:
-                    count(self.tally, line)
-            except (
-                ValueError
-            ):  # no length where one must be: it has lost its step, and will connect anew
-                self._close(key.fileobj)
+                while self.read():
+                    pass
+            except Exception:  # a full disk passes, and what is not added now is read again
+                logger.exception("the traffic of clusters could not be written down")
 
-    def _accept(self, listener: Any) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = listener.accept()
-            connection.setblocking(False)
-            self.selector.register(connection, selectors.EVENT_READ, Stream(connection))
-
-    def _close(self, connection: Any) -> None:
-        self.selector.unregister(connection)
-        connection.close()
-
-    def _flush(self) -> None:
-        """Adds what was counted; when that fails (the disk is full) it is kept for the next time."""
+    def read(self) -> bool:
+        """Adds the next piece of the log; whether there was one."""
         try:
-            add(self.balancer.vms.database, self.tally)
-            self.tally = {}
-        except Exception:  # counting goes on whatever the database says
-            logger.exception("the traffic of clusters could not be written down")
+            log = open(self.balancer.folder / LOG, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            return False
+        with log:
+            database = self.balancer.vms.database
+            found = os.fstat(log.fileno())
+            with database.reading() as session:
+                before = position(session)
+            # Another file, or one that was cut: from its beginning.
+            at = (
+                before.offset
+                if (before.inode, True) == (found.st_ino, before.offset <= found.st_size)
+                else 0
+            )
+            tally, end = _counted(log, at)
+            if end == at:
+                return False
+            add(database, tally, Position(found.st_ino, end))
+            if end // _COUNTED_MOST > at // _COUNTED_MOST:
+                _give_back(self.balancer.folder / LOG, end)
+            return True
+
+
+def _counted(log: BinaryIO, at: int) -> tuple[Tally, int]:
+    """What the whole lines from a place on say, one piece of the log at most, and where the next line begins."""
+    log.seek(at)
+    piece = log.read(_READ)
+    whole = piece.rfind(b"\n") + 1
+    if not whole and len(piece) > _LINE_MOST:
+        whole = len(piece)  # none of ours, and it would stand in the way for ever
+    tally: Tally = {}
+    for line in piece[:whole].decode(errors="replace").splitlines():
+        count(tally, line)
+    return tally, at + whole
+
+
+def _give_back(path: Path, end: int) -> None:
+    """Frees the room of lines that were counted; HAProxy goes on writing at the file's end, so none is lost."""
+    try:
+        proc.run(["fallocate", "--punch-hole", "--offset", "0", "--length", str(end), str(path)])
+    except CasemateError as error:  # this file system cannot
+        logger.warning("the log of the clusters' traffic keeps growing: %s", error.message)

@@ -375,12 +375,14 @@ def parsed_answer(parsed: Parsed) -> dict[str, object]:
     if isinstance(found, Report):
         status["checks"] = dict(parsed.checks)
     shown = _report(found) if isinstance(found, Report) else _quote(found)
+    # Anybody can write a machine's id into a quote that nothing vouches for.
+    is_there = parsed.is_known_machine and parsed.is_genuine
     return {
         "quote": {**shown, "machine_id": parsed.machine_id, "fmspc": parsed.fmspc},
         "collateral": hex_of(parsed.collateral) if has_collateral else {"error": parsed.message},
         "status": status,
-        "proof_of_cloud": parsed.is_known_machine,
-        "origin": parsed.origin,
+        "proof_of_cloud": is_there,
+        "origin": parsed.origin if is_there else None,
         "checked_at": parsed.checked_at,
     }
 

@@ -53,10 +53,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A data directory with a path short enough for sockets; its VMs end with the test."""
+    """A data directory with a path short enough for sockets; its VMs and its balancer end with the test."""
     path = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp"))
     yield path
-    for record in path.glob("vm/**/launch.json"):
+    for record in path.glob("**/launch.json"):
         while found := process.find(record.parent):
             process.end(record.parent, found, grace_s=0)
         process.wait_unlocked(record.parent, 10)

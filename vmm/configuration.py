@@ -16,6 +16,7 @@ from vmm.network import Port, check_apart, check_nics, check_port, check_reachab
 from vmm.schemas import Configuration
 from vmm.simulation import SNP as SIMULATED_SNP
 
+DISK_MOST_GB = 64 * 1024
 COMPOSE_LIMIT = 50 * 1024**2
 ENCRYPTED_ENV_LIMIT = 256 * 1024
 USER_CONFIG_LIMIT = 50 * 1024**2
@@ -124,7 +125,7 @@ def _check_sizes(wanted: Configuration) -> None:
     for name, unit, most in (
         ("vcpu", "", 4096),
         ("memory", " (MB)", 64 * 1024**2),
-        ("disk_size", " (GB)", 64 * 1024),
+        ("disk_size", " (GB)", DISK_MOST_GB),
     ):
         if getattr(wanted, name) > most:
             raise Invalid.field(name, f"must be at most {most}{unit}")

@@ -61,12 +61,15 @@ def has_left() -> Callable[[], bool]:
 def text(pieces: Iterator[str]) -> Response:
     """Pieces of a log as they come."""
     response = Response(pieces, mimetype="text/plain", headers={"X-Accel-Buffering": "no"})
-    if is_followed():
-        # A stream holds a thread for as long as it likes: other calls keep the rest of them.
-        places: BoundedSemaphore = current_app.extensions["stream_places"]
-        if not places.acquire(blocking=False):
-            raise Unavailable("too many logs are being followed; try again later")
-        response.call_on_close(places.release)
+    return lasting(response) if is_followed() else response
+
+
+def lasting(response: Response) -> Response:
+    """A stream: it holds a thread for as long as it likes, and other calls keep the rest of them."""
+    places: BoundedSemaphore = current_app.extensions["stream_places"]
+    if not places.acquire(blocking=False):
+        raise Unavailable("too many logs are being followed; try again later")
+    response.call_on_close(places.release)
     return response
 
 

@@ -26,8 +26,3 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("cluster_id", "at_ms", name=op.f("pk_cluster_slots")),
     )
-
-
-def downgrade() -> None:
-    """Removes them."""
-    op.drop_table("cluster_slots")

@@ -28,6 +28,7 @@ class Ann:
 
     token: str
     app: str
+    vm_log: str
     diff: str
     cluster: str
     run: str
@@ -38,7 +39,7 @@ class Ann:
         """Every page that a tenant sees."""
         lists = ("apps", "clusters", "jobs", "templates", "templates/web", "prices", "verifier")
         lists += ("runs", "fleets", "events", "keys", "images")
-        of_app = (self.app, f"{self.app}/evidence", f"{self.app}/allowlist", self.diff)
+        of_app = (self.app, self.vm_log, f"{self.app}/evidence", f"{self.app}/allowlist", self.diff)
         return (*(f"/console/{each}" for each in lists), *of_app, self.cluster, self.run, self.log)
 
 
@@ -65,6 +66,7 @@ def make(service: RunningService, name: str, text: str) -> Ann:
         return Ann(
             token,
             app,
+            f"{app}/log/{vm_id}",
             f"{app}/diff?from={before}&to={after}",
             f"/console/clusters/{made.id}",
             of_run,
@@ -168,6 +170,7 @@ def test_no_page_of_a_tenant_is_wider_than_a_phone(person: Person, ann: Ann, sch
             person.has_window(width)
             for path in ann.pages:
                 person.goes_to(path)
+                assert person.finds("h1")[0].text not in ("404", "500"), path
                 assert person.run("return document.documentElement.scrollWidth") <= width, path
                 fields = "input:not([type=hidden]), textarea, select"
                 for field in person.finds(fields):

@@ -356,7 +356,7 @@ def test_traffic_is_counted_exactly_and_soon(
     serve: Callable[..., Cluster], database: Database, balancer: Balancer
 ) -> None:
     cluster = serve()
-    early = Client(cluster.port).ask_often(20)  # before anybody reads: HAProxy keeps it
+    early = Client(cluster.port).ask_often(20)  # before anybody reads: it is in the file
     reader = traffic.Reader(balancer)
     reader.start()
 
@@ -370,7 +370,7 @@ def test_traffic_is_counted_exactly_and_soon(
             return traffic.read(session, cluster.id)
 
     asked = sum(client.statuses.values()) + sum(early.statuses.values())
-    until(lambda: totals().requests == asked, seconds=5, what="the count")
+    until(lambda: totals().requests == asked, seconds=20, what="the count")
     reader.stop()
     found = totals()
     assert found.codes == {"200": 2021, "404": 5}

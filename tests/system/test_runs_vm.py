@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,3 +304,43 @@ def test_the_death_of_the_vm_ends_its_job(service: RunningService, project: Proj
 
     job = project.reach("doomed", "failed")["latest_job_submission"]
     assert job["termination_reason"] == "instance_unreachable"
+
+
+@pytest.fixture
+def without_ssh(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
+    name = Path(f"/tmp/cm-{os.getpid()}-no-ssh")
+    running = RunningService(name, image_dir[0], extra="[runs]\nssh = false")
+    running.start()
+    yield running
+    running.end()
+
+
+def test_without_ssh_a_job_runs_and_its_vm_has_neither_server_nor_port(
+    without_ssh: RunningService, tmp_path: Path
+) -> None:
+    project = Project(without_ssh)
+    fleet = {"type": "fleet", "name": "default", "nodes": "0..1", "resources": {"gpu": 0}}
+    project.call("fleets/apply", plan={"spec": {"configuration": fleet}}, force=False)
+    look = "grep -ls sshd /proc/[0-9]*/comm; (echo > /dev/tcp/127.0.0.1/22) 2>&1 | grep -o refused"
+    project.submit("quiet", f"{look}; echo looked; sleep 1000")
+    project.reach("quiet", "running", within_s=BOOT_S)
+    until(lambda: b"looked" in project.output("quiet"), seconds=JOB_S, what="its look around")
+
+    assert b"/comm" not in project.output("quiet")
+    assert b"refused" in project.output("quiet")
+    (qemu,) = without_ssh.qemus()
+    assert not [word for word in qemu.cmdline() if word.endswith("-:22") or "-:22," in word]
+    assert "[runs] ssh = false" in _attached(without_ssh, "quiet", home=tmp_path)
+
+
+def _attached(service: RunningService, run: str, *, home: Path) -> str:
+    """What `casemate attach` says, which must fail."""
+    env = {**os.environ, "HOME": str(home)}
+    casemate = [sys.executable, "-m", "cli.main"]
+    project = ["--name", "main", "--url", service.base, "--token", service.token, "-y"]
+    subprocess.run([*casemate, "project", "add", *project], env=env, check=True, timeout=60)
+    attach = subprocess.run(
+        [*casemate, "attach", run], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert attach.returncode != 0 and "Traceback" not in attach.stderr
+    return attach.stderr

@@ -215,3 +215,12 @@ def test_a_vm_that_goes_meanwhile_is_not_found(
 
     given = {} if method == "GET" else {"json": {}}
     ann.ask(method, path.format(app=vm["app_id"], vm=vm["vm_uuid"]), 404, **given)
+
+
+def test_a_bad_query_is_told_with_what_was_sent(ann: Api) -> None:
+    told = ann.get("/apps?page=0&page_size=101", 422)["detail"]
+
+    assert {each["loc"][1]: (each["loc"][0], each["input"]) for each in told} == {
+        "page": ("query", "0"),
+        "page_size": ("query", "101"),
+    }

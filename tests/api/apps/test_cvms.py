@@ -180,6 +180,20 @@ def test_a_change_that_cannot_be_made_changes_nothing(
     assert (after["compose_hash"], after["status"]) == (before["compose_hash"], "running")
 
 
+def test_states_come_as_a_stream_to_who_accepts_one(ann: Api) -> None:
+    ann.deploy()
+    stream = {"headers": {"Accept": "text/event-stream"}}
+
+    told = ann.ask("GET", "/cvms/web-app/state?target=running", 200, **stream)
+    refused = ann.get("/cvms/web-app/state?interval=4", 422, **stream)
+
+    assert told.mimetype == "text/event-stream"
+    events = [each.split("\n")[0] for each in told.text.strip().split("\n\n")]
+    assert events == ["event: state", "event: complete"]
+    assert refused["detail"][0]["loc"] == ["query", "interval"]
+    ann.get("/cvms/nobody/state", 404, **stream)
+
+
 # Guests ------------------------------------------------------------------------------------------
 
 

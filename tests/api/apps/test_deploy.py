@@ -112,6 +112,24 @@ def test_who_commits_again_gets_the_vm_that_was_made(ann: Api) -> None:
     assert ann.get("/cvms/paginated")["total"] == 1
 
 
+def test_who_commits_again_gets_it_though_another_promise_of_the_text_waits(ann: Api) -> None:
+    told, other = ann.provision(), ann.provision()
+    commit = {"app_id": told["app_id"], "compose_hash": told["compose_hash"]}
+    made = ann.post("/cvms", commit)
+
+    assert other["compose_hash"] == told["compose_hash"]
+    assert ann.post("/cvms", commit)["vm_uuid"] == made["vm_uuid"]
+
+
+def test_a_promised_app_id_is_not_taken_for_a_contract(ann: Api) -> None:
+    told = ann.provision(kms="PHALA")
+    ann.provision(kms="ETHEREUM")
+
+    made = ann.post("/cvms", {"app_id": told["app_id"], "compose_hash": told["compose_hash"]})
+
+    assert ann.get(f"/apps/{made['app_id']}")["kms_type"] == "phala"
+
+
 def test_a_commit_that_was_not_promised_is_refused(ann: Api, bob: Api) -> None:
     promise = ann.provision()
     given = {k: promise[k] for k in ("app_id", "compose_hash")}
@@ -197,25 +215,30 @@ def test_what_cannot_be_made_is_told_at_once(
 
 
 @pytest.mark.parametrize(
-    ("body", "place"),
+    ("body", "place", "given"),
     [
-        ({"name": "abc"}, ["body", "name"]),
-        ({"name": "1abcdef"}, ["body", "name"]),
-        ({"name": "ab--cdef"}, ["body", "name"]),
-        ({"name": "web-app\n"}, ["body", "name"]),
-        ({}, ["body", "name"]),
+        ({"name": "abc"}, ["body", "name"], "abc"),
+        ({"name": "1abcdef"}, ["body", "name"], "1abcdef"),
+        ({"name": "ab--cdef"}, ["body", "name"], "ab--cdef"),
+        ({"name": "web-app\n"}, ["body", "name"], "web-app\n"),
+        ({"name": ["x"]}, ["body", "name"], ["x"]),
+        ({"name": "web-app", "disk_size": 65537}, ["body", "disk_size"], 65537),
+        ({}, ["body", "name"], None),
         (
             {"name": "web-app", "compose_file": {"storage_fs": "ntfs"}},
             ["body", "compose_file", "storage_fs"],
+            "ntfs",
         ),
-        ({"name": "web-app", "env_keys": ["a", 5]}, ["body", "env_keys", 1]),
-        ({"name": "web-app\udce4"}, ["body", "name"]),
+        ({"name": "web-app", "env_keys": ["a", 5]}, ["body", "env_keys", 1], 5),
+        ({"name": "web-app\udce4"}, ["body", "name"], "web-app\udce4"),
     ],
 )
-def test_bad_fields_are_named(ann: Api, body: dict[str, Any], place: list[object]) -> None:
+def test_bad_fields_are_named(
+    ann: Api, body: dict[str, Any], place: list[object], given: object
+) -> None:
     told = ann.post("/cvms/provision", body, 422)["detail"]
 
-    assert [each["loc"] for each in told] == [place]
+    assert [(each["loc"], each["input"]) for each in told] == [(place, given)]
     assert told[0]["msg"] and told[0]["type"]
 
 

@@ -17,6 +17,7 @@ from werkzeug.serving import make_server
 from cli.main import casemate
 from core.errors import CasemateError
 from tests.api.runs.conftest import Api, Host
+from tests.common.waiting import until
 
 HELLO = "type: task\nname: hello\ncommands:\n  - echo hello world\nresources:\n  cpu: 1..\n  memory: 1GB..\n"
 FLEET = "type: fleet\nname: default\nnodes: 0..1\nidle_duration: 1h\nresources:\n  cpu: 1..\n  memory: 1GB..\n  gpu: 0\n"
@@ -106,6 +107,7 @@ def test_a_fleet_is_made_shown_and_deleted(run: Program, background: Host) -> No
     assert run.json("fleet", "get", "default")["spec"]["configuration"]["idle_duration"] == 3600
     assert run.json("fleet", "list")["project"] == "main"
     run("fleet", "delete", "default", "-y")
+    until(lambda: not run.json("fleet", "list")["fleets"], what="the fleet's end")
 
     assert "not found" in run("fleet", "get", "default", code=1)
 

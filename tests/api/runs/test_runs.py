@@ -184,6 +184,10 @@ def test_what_is_left_out_of_a_configuration_is_refused(api: Api, more: Any) -> 
         (spec("one", env=["SECRET"]), "env: SECRET must be given a value"),
         (spec("one", working_dir="x"), "working_dir must be an absolute path"),
         (
+            spec("one", entrypoint="'open"),
+            "entrypoint: No closing quotation; quote it as for a shell",
+        ),
+        (
             {**spec("one"), "repo_id": "none"},
             "repo_id and repo_data must be set together or not at all",
         ),

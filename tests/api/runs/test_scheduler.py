@@ -281,6 +281,21 @@ def test_a_job_that_says_too_much_is_ended(api: Api, background: Host) -> None:
     assert run["latest_job_submission"]["termination_reason"] == "log_quota_exceeded"
 
 
+@pytest.mark.parametrize("has_ssh", [True, False])
+def test_a_vm_has_a_port_for_ssh_unless_the_host_says_no(
+    api: Api, background: Host, has_ssh: bool
+) -> None:
+    background.scheduler.config = replace(background.scheduler.config, runs=RunsConfig(ssh=has_ssh))
+    api.fleet()
+    api.run("sleep 1000", name="long")
+
+    job = api.until("long", "running")["latest_job_submission"]["job_provisioning_data"]
+    (vm,) = background.vms.status(StatusQuery())["vms"]
+    ports = background.vms.published(vm["id"])
+    assert (set(ports), job["hostname"]) == ({22} if has_ssh else set(), "127.0.0.1")
+    assert job["ssh_port"] == (ports[22].host_port if has_ssh else 22)
+
+
 def test_without_an_image_the_job_says_so(api: Api, config: Config, background: Host) -> None:
     shutil.rmtree(config.image.path)
     api.fleet()

@@ -202,6 +202,16 @@ def test_a_quote_is_parsed_with_its_status(client: FlaskClient) -> None:
     assert abs(said["checked_at"] - NOW) < 3600
 
 
+def test_a_quote_that_nothing_vouches_for_is_of_no_known_machine(client: FlaskClient) -> None:
+    quote = bytearray(TdxVm().attestation().platform.quote)  # type: ignore[union-attr]
+    quote[48 + 520] ^= 1  # of its report data
+
+    said = client.post("/api/quote-parse", json={"quote": quote.hex()}).json
+
+    assert said["status"]["result"] == "40964"
+    assert (said["proof_of_cloud"], said["origin"]) == (False, None)
+
+
 def test_old_evidence_is_judged_by_its_own_time_and_collateral(client: FlaskClient) -> None:
     quote = TdxVm().attestation().platform.quote  # type: ignore[union-attr]
     old = evidence.NOW

@@ -1,10 +1,11 @@
-"""What is new in a log that is read again and again."""
+"""What is new in a log that is read again and again, and in a state that is watched."""
 
 from __future__ import annotations
 
 import pytest
 
 from apps import inside
+from core.errors import NotFound
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,32 @@ def test_a_followed_log_begins_with_its_last_lines(monkeypatch: pytest.MonkeyPat
     told = list(inside.followed(lambda: next(texts), 2, lambda: next(looks)))
 
     assert told == ["2\n3\n", "4\n", ""]
+
+
+@pytest.mark.parametrize(
+    ("seen", "wanted"),
+    [
+        (["running"], ["state", "complete"]),
+        (["starting", "running"], ["state", "state", "complete"]),
+        (["stopped"] * 9, ["state", "state", "state", "timeout"]),
+        ([], ["error"]),
+    ],
+)
+def test_states_are_told_until_one_is_the_wanted_one_or_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, seen: list[str], wanted: list[str]
+) -> None:
+    clock, states = [0.0], iter(seen)
+    monkeypatch.setattr(inside.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(inside.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+
+    def read() -> dict[str, str]:
+        for status in states:
+            return {"status": status}
+        raise NotFound("it is gone")
+
+    asked = {"target": "running", "interval": 5, "timeout": 10}
+    told = list(inside.watched(read, asked, lambda: False))
+
+    assert [each.partition("\n")[0] for each in told] == [f"event: {name}" for name in wanted]
+    assert all(each.endswith("\n\n") and "\ndata: {" in each for each in told)
+    assert list(inside.watched(read, asked, lambda: True)) == []

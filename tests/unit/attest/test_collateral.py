@@ -385,6 +385,14 @@ def test_strangers_do_not_fill_the_disk(
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_file_that_somebody_else_takes_away_meanwhile_is_no_fault(
+    report: Report, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").symlink_to("nowhere")
+
+    assert collateral.OnDisk(tmp_path, lambda _: Fetched("chain", 9), lambda: 1)(report).text
+
+
 def test_the_list_of_revoked_keys_comes_from_the_kds_once(service: Service, report: Report) -> None:
     service.answers = {"/vcek/v1/Milan/crl": (200, evidence.revocations(), {})}
     source = collateral.revocations(service.url)

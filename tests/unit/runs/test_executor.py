@@ -332,6 +332,21 @@ def test_an_end_that_could_not_be_kept_is_told_again(
     assert heard.ended("a") == 0
 
 
+def test_output_that_could_not_be_kept_is_wanted_again(
+    known: VmExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*told: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(heard, "on_output", fails)
+        said(known, id="a", data=b"abc")
+
+    assert said(known, id="a", offset=1, data=b"bc") == 0
+    assert said(known, id="a", offset=0, data=b"abc") == 3
+    assert heard.output == {"a": b"abc"}
+
+
 def test_a_vm_is_ready_when_that_could_be_kept(
     known: VmExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

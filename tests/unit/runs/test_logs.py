@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,25 @@ def test_what_was_cut_off_in_the_middle_is_written_over(log: Log) -> None:
 
     assert said(again.page(20)) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 99]
     assert again.length() == 9 * len(b"line 0\r\n") + len(b"line 99\r\n")
+
+
+def test_a_full_disk_takes_nothing_of_a_piece_and_all_of_it_later(tmp_path: Path) -> None:
+    log, data = Log(tmp_path / "log"), os.urandom(logs.INDEX_EVERY * 2)
+    log.append(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # As on a disk that gets full, the last write takes a part.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (logs.INDEX_EVERY + 3 * RECORD_MAX, limits[1]))
+        with pytest.raises(OSError):
+            log.append(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (log.length(), [entry.data for entry in log.page(9).entries]) == (6, [b"before"])
+
+    log.append(data)
+
+    assert b"".join(entry.data for entry in log.page(100).entries) == b"before" + data
+    assert Log(tmp_path / "log").length() == 6 + len(data)
 
 
 def test_the_length_is_that_of_the_output(log: Log) -> None:

@@ -153,6 +153,13 @@ def test_each_node_is_a_job_of_its_own() -> None:
     assert jobs[0]["user"] == {"uid": 1000, "gid": None, "username": None, "groupname": "staff"}
 
 
+@pytest.mark.parametrize("name", ["²", "٣", "9" * 5000])
+def test_a_user_is_a_number_in_plain_digits_alone(name: str) -> None:
+    (job,) = planner.job_specs(effective(user=f"{name}:{name}"), 0)
+
+    assert job["user"] == {"uid": None, "gid": None, "username": name, "groupname": name}
+
+
 def test_ports_are_forwarded_but_for_those_of_the_machinery() -> None:
     (job,) = planner.job_specs(effective(ports=["80:8000", 10999]), 0)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections import Counter
 
 import pytest
@@ -11,8 +10,10 @@ from hypothesis import strategies as st
 from models.base import Database
 from models.cluster import ClusterCount, ClusterSlot
 from secretvm import traffic
-from secretvm.traffic import Stream, Tally, Totals
+from secretvm.balancer import Balancer
+from secretvm.traffic import Reader, Tally, Totals
 from tests.common.backends import add_cluster
+from vmm.service import Vms
 
 LINE = "c1 n1 200 1234 56 0 7 9 --"
 
@@ -98,36 +99,103 @@ def test_buckets_grow_and_end_with_all() -> None:
     assert traffic.BUCKETS_MS[-1] == math.inf and finite[-1] > 300_000
 
 
-def framed(*lines: str) -> bytes:
-    return b"".join(f"{len(line)} {line}".encode() for line in lines)
-
-
-def streamed(*pieces: bytes) -> list[str]:
-    """What a stream gives of what comes over it in pieces."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    stream, found = Stream(ours), []
-    with ours, theirs:
-        for piece in pieces:
-            theirs.sendall(piece)
-            found += list(stream.lines() or ())
-        theirs.close()
-        assert stream.lines() is None
+@pytest.fixture
+def reader(vms: Vms, database: Database) -> Reader:
+    found = Reader(Balancer(vms))
+    found.balancer.folder.mkdir(parents=True)
     return found
 
 
-@given(st.integers(1, 7))
-def test_lines_come_whole_however_the_stream_is_cut(size: int) -> None:
-    data = framed(LINE, "short", LINE)
-
-    pieces = [data[at : at + size] for at in range(0, len(data), size)]
-
-    assert streamed(*pieces) == [LINE, "short", LINE]
+def requests_of(database: Database, cluster_id: str) -> int:
+    with database.reading() as session:
+        return traffic.read(session, cluster_id).requests
 
 
-def test_a_stream_that_lost_its_step_is_told() -> None:
-    with pytest.raises(ValueError, match="length"):
-        streamed(b"no length at all")
+def read_all(reader: Reader) -> None:
+    while reader.read():
+        pass
+
+
+def line_of(cluster_id: str) -> bytes:
+    return f"{cluster_id} n1 200 10 10 0 5 5 --\n".encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_each_line_is_counted_once_however_the_log_grows_and_whoever_reads(
+    reader: Reader, database: Database, size: int
+) -> None:
+    cluster = add_cluster(database, [])
+    data = line_of(cluster.id) * 5
+    log = reader.balancer.folder / traffic.LOG
+    assert not reader.read()
+    for at in range(0, len(data), size):
+        with log.open("ab") as file:
+            file.write(data[at : at + size])
+        read_all(Reader(reader.balancer))  # each knows only what is in the database
+
+    assert requests_of(database, cluster.id) == 5
+
+
+def test_what_failed_to_be_added_is_read_again(
+    reader: Reader, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = add_cluster(database, [])
+    (reader.balancer.folder / traffic.LOG).write_bytes(line_of(cluster.id) * 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(traffic, "_add_slots", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reader.read()
+
+    read_all(reader)
+
+    assert requests_of(database, cluster.id) == 3
+
+
+def test_a_new_or_shortened_log_is_read_from_its_beginning(
+    reader: Reader, database: Database
+) -> None:
+    cluster = add_cluster(database, [])
+    log = reader.balancer.folder / traffic.LOG
+    log.write_bytes(line_of(cluster.id) * 3)
+    read_all(reader)
+    log.write_bytes(line_of(cluster.id))
+    read_all(reader)
+    log.rename(log.with_suffix(".old"))
+    log.write_bytes(line_of(cluster.id) * 4)
+    read_all(reader)
+
+    assert requests_of(database, cluster.id) == 8
+
+
+def test_what_is_no_line_and_never_ends_does_not_stop_the_counting(
+    reader: Reader, database: Database
+) -> None:
+    cluster = add_cluster(database, [])
+    log = reader.balancer.folder / traffic.LOG
+    log.write_bytes(b"x" * 5000)
+    read_all(reader)
+    with log.open("ab") as file:
+        file.write(b"\n" + line_of(cluster.id))
+    read_all(reader)
+
+    assert requests_of(database, cluster.id) == 1
+
+
+def test_the_room_of_counted_lines_is_given_back(
+    reader: Reader, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "_COUNTED_MOST", 64 * 1024)
+    cluster = add_cluster(database, [])
+    log = reader.balancer.folder / traffic.LOG
+    line = line_of(cluster.id)
+    log.write_bytes(line * (256 * 1024 // len(line)))
+    read_all(reader)
+    with log.open("ab") as file:
+        file.write(line)
+    read_all(reader)
+
+    assert requests_of(database, cluster.id) == 256 * 1024 // len(line) + 1
+    assert log.stat().st_blocks * 512 < 64 * 1024
 
 
 def test_totals_add_up_and_those_of_a_gone_cluster_are_forgotten(database: Database) -> None:

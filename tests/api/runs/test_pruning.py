@@ -1,0 +1,79 @@
+"""What is deleted after a while, and what stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sqlalchemy import select
+
+from core.config import Config
+from models.base import Database
+from models.event import EventTarget
+from models.run import RunJob
+from runs.moments import now_us
+from runs.pruning import prune
+from runs.service import log_of
+from tests.api.runs.conftest import Api, begin
+from tests.common.waiting import until
+from vmm.service import Vms
+
+
+def files(config: Config) -> set[Path]:
+    return {path for path in (config.data_dir / "run-logs").rglob("*") if path.is_file()}
+
+
+def test_what_is_over_for_long_goes_and_what_is_active_stays(
+    api: Api, vms: Vms, database: Database, config: Config
+) -> None:
+    api.run("true", name="over")
+    host = begin(vms)
+    over = api.until("over", "failed")
+    host.end()
+    api.run("true", name="active")
+    active = api.get("active")
+    for run in (over, active):
+        log = log_of(config.data_dir, run["latest_job_submission"]["id"])
+        log.append(b"said")
+        log.close()
+        os.utime(log.path, (0, 0))
+    (config.data_dir / "run-logs/ab").mkdir()
+    orphan = config.data_dir / "run-logs/ab/abc.log"
+    orphan.touch()
+    os.utime(orphan, (0, 0))
+    fresh = orphan.with_name("abd.log")
+    fresh.touch()
+
+    prune(database, config.data_dir, 0)
+    assert api.get("over")["id"] == over["id"]
+    assert api.events(target_runs=[over["id"]])
+    assert orphan not in files(config)
+
+    prune(database, config.data_dir, now_us())
+
+    assert [run["id"] for run in api.ask("/api/runs/list", {})] == [active["id"]]
+    assert api.events() == []
+    kept = active["latest_job_submission"]["id"]
+    assert files(config) == {log_of(config.data_dir, kept).path, fresh}
+    with database.reading() as session:
+        assert session.scalars(select(RunJob.id)).all() == [kept]
+        assert session.scalars(select(EventTarget.event_id)).all() == []
+
+
+def test_a_fleet_that_is_gone_goes_with_its_instances(
+    api: Api, vms: Vms, sweeper: None, database: Database, config: Config
+) -> None:
+    host = begin(vms)
+    api.fleet("old", nodes="0..1")
+    api.run("true", name="one")
+    api.until("one", "done")
+    api.ask("fleets/delete", {"names": ["old"]})
+    until(lambda: api.ask("fleets/list", {}) == [], seconds=20, what="the end of the fleet")
+    host.end()
+    api.fleet("new")
+    assert len(api.ask("/api/fleets/list", {})) == 2
+
+    prune(database, config.data_dir, now_us())
+
+    assert [fleet["name"] for fleet in api.ask("/api/fleets/list", {})] == ["new"]
+    assert api.ask("/api/instances/list", {}) == []

@@ -49,6 +49,12 @@ def run(config_file: Path | None, parent: int | None) -> None:
     config = configuration.load(config_file)
     if is_open(config.address) and not config.auth.enabled:
         logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
+    if is_open(config.address) and config.secretvm.agents and not config.billing.enabled:
+        logger.warning(
+            "whoever reaches %s can make VMs with a key of their own making; "
+            "set agents = false in [secretvm] if that is not meant",
+            config.address,
+        )
     faults.arm(os.environ, simulated=config.cvm.simulate, tee=tee_platform(config.cvm.platform))
     passable = bool(config.cvm.user)
     prepare_data_dir(config.data_dir, passable=passable)

@@ -128,10 +128,12 @@ def _about(
     asked: Select[Any], query: Query, seen: Sequence[str] | None, user_id: str
 ) -> Select[Any]:
     told = select(EventTarget.event_id)
+    # The function keeps SQLite from looking up all events of a project to find one event's.
+    project = func.ifnull(EventTarget.project_id, "")
     if seen is not None:
         told = told.where(
             or_(
-                EventTarget.project_id.in_(seen),
+                project.in_(seen),
                 and_(EventTarget.type == "user", EventTarget.target_id == user_id),
             )
         )
@@ -140,8 +142,7 @@ def _about(
             EventTarget.type == query.target_type, EventTarget.target_id.in_(query.target_ids)
         )
     if query.within_type == "project":
-        # The function keeps SQLite from looking up all events of a project to find one event's.
-        told = told.where(func.ifnull(EventTarget.project_id, "").in_(query.within_ids))
+        told = told.where(project.in_(query.within_ids))
     elif query.within_type is not None:
         told = told.where(
             or_(

@@ -168,6 +168,8 @@ def _global() -> Iterator[str]:
     # A file takes every line, whether or not somebody reads it: a datagram socket drops the eleventh of a burst, and a
     # ring without its reader tries to reach it some hundred times a second.
     yield "  log stdout format raw local0"
+    # Of two threads that write a line at the same moment one gives up, and its line is lost.
+    yield "  nbthread 1"
     yield "  maxconn 20000"
     # A host that allows fewer descriptors gets fewer connections, not no front.
     yield "  no strict-limits"

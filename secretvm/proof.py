@@ -109,10 +109,13 @@ def _parsed(verification: Verification, raw: bytes) -> Parsed:
         ) from None
 
 
+def _is_vendors(parsed: Parsed | None) -> bool:
+    """Whether a real processor made it, and keeps the VM's memory from its host: no other root stands for that."""
+    return parsed is not None and parsed.is_genuine and parsed.root in _VENDORS
+
+
 def _is_proven(parsed: Parsed | None) -> bool:
-    return bool(
-        parsed and parsed.is_genuine and parsed.root in _VENDORS and parsed.result == UP_TO_DATE
-    )
+    return _is_vendors(parsed) and parsed is not None and parsed.result == UP_TO_DATE
 
 
 # Sentences -----------------------------------------------------------------------------------
@@ -132,13 +135,13 @@ def _of_quote(verification: Verification, parsed: Parsed | None) -> Iterator[_Sa
         yield from _of_processor(parsed, kind)
     if parsed.is_debug:
         yield _Said(_DEBUG, False)
-    elif parsed.is_genuine:
+    elif _is_vendors(parsed):
         yield _Said("Debugging is off: the processor keeps the VM's memory from its host.", True)
     yield from _of_build(verification, parsed)
     if parsed.is_known_machine:
         yield _Said(
             f"The machine is one that this host's operator knows: {parsed.origin}.",
-            parsed.is_genuine,
+            _is_vendors(parsed),
         )
     else:
         yield _Said(
@@ -178,7 +181,7 @@ def _of_build(verification: Verification, parsed: Parsed) -> Iterator[_Said]:
         )
         return
     yield _Said(
-        f"It booted build {_named(newest, newest.size)}, by its registers.", parsed.is_genuine
+        f"It booted build {_named(newest, newest.size)}, by its registers.", _is_vendors(parsed)
     )
 
 
@@ -190,8 +193,7 @@ def _of_compose(found: Finding | None, parsed: Parsed | None) -> Iterator[_Said]
         yield _Said(f"That it runs this compose file: {found.message}.", False)
         return
     build = f", on build {_named(found.build, found.size)}" if found.build else ""
-    is_genuine = parsed is not None and parsed.is_genuine
-    if is_genuine:
+    if _is_vendors(parsed):
         yield _Said(f"The VM measured exactly this compose file{build}.", True)
     else:
         yield _Said(

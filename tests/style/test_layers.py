@@ -118,7 +118,7 @@ def test_migrations_know_the_tables_and_what_lies_below() -> None:
                 r"vmm/(records|reconcile|revisions|listing|background|usage|metrics)\.py",
                 r"secretvm/(jobs|clusters|balancer|traffic|pricing|billing|people)\.py",
                 r"apps/records\.py",
-                r"runs/(scheduler|placement|progress|records|timeline|fleets|people|access)\.py",
+                r"runs/(scheduler|placement|progress|pruning|records|timeline|fleets|people|access)\.py",
             ),
         ),
         ("alembic", (r"migrations/.*\.py",)),

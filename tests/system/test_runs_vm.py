@@ -320,7 +320,8 @@ def test_without_ssh_a_job_runs_and_its_vm_has_neither_server_nor_port(
 ) -> None:
     project = Project(without_ssh)
     fleet = {"type": "fleet", "name": "default", "nodes": "0..1", "resources": {"gpu": 0}}
-    project.call("fleets/apply", plan={"spec": {"configuration": fleet}}, force=False)
+    spec = {"configuration": fleet, "profile": {}}
+    project.call("fleets/apply", plan={"spec": spec}, force=False)
     look = "grep -ls sshd /proc/[0-9]*/comm; (echo > /dev/tcp/127.0.0.1/22) 2>&1 | grep -o refused"
     project.submit("quiet", f"{look}; echo looked; sleep 1000")
     project.reach("quiet", "running", within_s=BOOT_S)

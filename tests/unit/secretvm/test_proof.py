@@ -91,7 +91,22 @@ def test_a_root_of_the_operators_proves_nothing_of_a_processor(
 
     assert not found.is_proven
     assert has(found.lacks, words)
-    assert not has(found.proves, "A processor of") and not has(found.proves, "up to date")
+    assert found.proves == ()
+
+
+def test_what_fits_under_a_root_of_the_operators_is_not_proven_either(
+    verification: Verification, quotes: Genuine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = proof.Finding("the VM measured this compose file")
+    monkeypatch.setattr(Builds, "check_tdx", lambda *_: fits)
+    asked = Asked(quote=QUOTE, compose=COMPOSE)
+    assert has(proof.examine(verification, asked).proves, "measured exactly this compose file")
+
+    quotes.root = "simulated"
+
+    found = proof.examine(verification, asked)
+    assert found.proves == ()
+    assert has(found.lacks, "fits these registers; that says little")
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,7 @@ def text_of(document: Mapping[str, Any]) -> str:
 
 def canonical(document: Mapping[str, Any]) -> str:
     """A document as the one text that tenants' surfaces give it, whatever the order of its fields (apps.md section 2)."""
-    return json.dumps(
-        document, sort_keys=True, indent=4, separators=(",", ":"), ensure_ascii=False
-    )
+    return json.dumps(document, sort_keys=True, indent=4, separators=(",", ":"), ensure_ascii=False)
 
 
 def document_of(text: str) -> dict[str, Any]:

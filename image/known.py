@@ -38,7 +38,7 @@ def finder(folder: Path) -> Callable[[bytes], KnownImage | None]:
 
 
 # Whole GiB of memory for which the registers of a VM are known.
-MEMORY_GB = range(2, 65)
+MEMORY_GB = range(1, 65)
 
 
 def measured(folder: Path, registers: Registers, acpi: tuple[bytes, ...]) -> list[TdxBuild]:

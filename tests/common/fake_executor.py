@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,8 @@ class FakeExecutor:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def prepare(self, name: str, *, ssh: bool) -> str:
-        return '{"manifest_version": 2, "name": "%s", "runner": "docker-compose"}' % name
+        app = {"manifest_version": 2, "name": name, "runner": "docker-compose"}
+        return json.dumps(app)
 
     def watch(self, vm_id: str) -> None:
         if self.boots:

@@ -13,7 +13,9 @@ from werkzeug.test import TestResponse
 
 from core.config import Config
 
-COMPOSE = b"services:\n  web:\n    image: localhost/casemate-hello:1\n    ports:\n      - '8080:80'\n"
+COMPOSE = (
+    b"services:\n  web:\n    image: localhost/casemate-hello:1\n    ports:\n      - '8080:80'\n"
+)
 ADMIN = "cm_admin-of-the-tests"
 
 
@@ -80,5 +82,3 @@ def new_tenant(app: Flask, admin: Tenant, user: str, **fields: str) -> Tenant:
     answer = admin.post("/keys", json={"user": user, "name": "test", **fields})
     assert answer.status_code == 200, answer.text
     return Tenant(app.test_client(), answer.json["key"])
-
-

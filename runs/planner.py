@@ -410,33 +410,12 @@ def offer(size: Spec, availability: str = "available") -> Spec:
 
 # Changes ---------------------------------------------------------------------------------------
 
+# Only what a run takes over while it goes on.  The peer also replaces the replicas of a service one by one; here a
+# client is told to stop it first, rather than that a change was made which no job has heard of.
 _UPDATABLE: Mapping[str, frozenset[str]] = {
     "task": frozenset({"priority"}),
     "dev-environment": frozenset({"priority", "inactivity_duration"}),
-    "service": frozenset(
-        [
-            "priority",
-            "replicas",
-            "scaling",
-            "port",
-            "probes",
-            "resources",
-            "volumes",
-            "docker",
-            "files",
-            "image",
-            "user",
-            "privileged",
-            "entrypoint",
-            "working_dir",
-            "python",
-            "nvcc",
-            "single_branch",
-            "env",
-            "shell",
-            "commands",
-        ]
-    ),
+    "service": frozenset({"priority"}),
 }
 _UPDATABLE_OF_FLEETS = frozenset(
     [

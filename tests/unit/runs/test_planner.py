@@ -181,7 +181,8 @@ def test_a_dev_environment_stays_and_tells_the_way() -> None:
     [
         ({"type": "task"}, {"priority": 3}, True),
         ({"type": "task"}, {"commands": ["z"]}, False),
-        ({"type": "service", "port": 80}, {"commands": ["z"], "env": {"A": "1"}}, True),
+        ({"type": "service", "port": 80}, {"commands": ["z"], "env": {"A": "1"}}, False),
+        ({"type": "service", "port": 80}, {"priority": 3}, True),
         ({"type": "service", "port": 80}, {"auth": False}, False),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ from vmm.service import Vms
 # A busy machine is slow, not wrong.
 settings.register_profile("casemate", deadline=None)
 settings.load_profile("casemate")
+
+# A shell gives what it runs in the background a Ctrl-C that is ignored, and programs hand that on: those that tests
+# interrupt would never notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAKE_QEMU = Path(__file__).parent / "common/fake_qemu.py"
 

@@ -197,7 +197,9 @@ def test_a_second_ctrl_c_aborts(fleet: Site) -> None:
     assert started.stderr is not None
     read = ""
     while not read.endswith("detaching? [y/n]: "):
-        read += started.stderr.read(1)
+        piece = started.stderr.read(1)
+        assert piece, read
+        read += piece
 
     started.send_signal(signal.SIGINT)
     told = started.communicate(timeout=60)[1]

@@ -106,19 +106,20 @@ class Caller:
         app = create_app(config, Host.discover(config))
         self.client: FlaskClient = app.test_client()
 
-    def _get(self, path: str) -> Any:
-        answer = self.client.get(f"/api/v1{path}", headers={"X-API-Key": self.key})
+    def get(self, path: str) -> Any:
+        """What a call answers with."""
+        answer = self.client.get(path, headers={"X-API-Key": self.key})
         assert answer.status_code == 200, answer.text
         return answer.json
 
     def page(self, number: int) -> None:
         """One page of the list of apps."""
-        told = self._get(f"/apps?page={number}&page_size={PAGE_SIZE}")
+        told = self.get(f"/api/v1/apps?page={number}&page_size={PAGE_SIZE}")
         assert (told["total"], len(told["dstack_apps"])) == (self.apps, PAGE_SIZE)
 
     def attestations(self) -> None:
         """What all guests of the first app say, or why they do not."""
-        told = self._get(f"/apps/{0:040x}/attestations")["instances"]
+        told = self.get(f"/api/v1/apps/{0:040x}/attestations")["instances"]
         assert len(told) == self.vms and all(each["error"] for each in told)
 
 

@@ -31,10 +31,11 @@ from vmm.service import Vms
 settings.register_profile("casemate", deadline=None)
 settings.load_profile("casemate")
 
-# A shell gives what it runs in the background a Ctrl-C that is ignored, and programs hand that on: those that tests
-# interrupt would never notice.
+# A shell gives what it runs in the background a Ctrl-C that is ignored, nohup a SIGHUP, and programs hand that on:
+# those to whom tests send one would never notice.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAKE_QEMU = Path(__file__).parent / "common/fake_qemu.py"
 

@@ -34,7 +34,7 @@ def page(session: Session, query: StatusQuery) -> tuple[int, list[SimpleNamespac
     found = _conditions(query)
     total = session.scalar(select(func.count()).select_from(_VMS).where(*found)) or 0
     wanted = _BRIEF if query.brief else _WHOLE
-    wanted = wanted.where(*found).order_by(_VMS.c.created_ms, _VMS.c.id)
+    wanted = wanted.where(*found).order_by(_VMS.c.created_ms, _VMS.c.number)
     if query.page_size:
         first = min(query.page * query.page_size, 2**62)  # SQLite counts to 2^63
         wanted = wanted.offset(first).limit(query.page_size)

@@ -391,11 +391,12 @@ def test_an_update_seals_what_is_secret_of_it(api: Api, database: Database) -> N
     asked = {"run_spec": {"run_name": "web", "configuration": wanted}}
     run = api.ask("runs/apply", {"plan": asked, "force": False})
 
-    wanted["env"] = {"TOKEN": "marker-new"}
+    wanted["priority"] = 7
     changed = api.ask("runs/apply", {"plan": asked | {"current_resource": run}, "force": False})
 
     assert changed["id"] == run["id"]
-    assert changed["run_spec"]["configuration"]["env"] == {"TOKEN": "marker-new"}
+    configuration = changed["run_spec"]["configuration"]
+    assert (configuration["priority"], configuration["env"]) == (7, {"TOKEN": "marker-old"})
     with database.reading() as session:
         assert "marker" not in str(session.get_one(Run, run["id"]).spec)
 

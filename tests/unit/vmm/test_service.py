@@ -34,7 +34,7 @@ from models.port import PortLease
 from models.vm import Vm
 from tests.common import rows
 from tests.common.waiting import free_port, until
-from vmm import channel, process, qmp
+from vmm import process, qmp
 from vmm.host import Host
 from vmm.lifecycle import Observed, Wished
 from vmm.schemas import Configuration, StatusQuery, VmConfiguration

@@ -198,4 +198,4 @@ def take(session: Session, provision_id: int) -> bool:
         .where(Provision.id == provision_id)
         .execution_options(synchronize_session=False)
     )
-    return bool(done.rowcount)  # type: ignore[attr-defined]
+    return bool(done.rowcount)  # type: ignore[attr-defined] # a DELETE's result has it

@@ -158,6 +158,7 @@ class Outbound:
         except ssl.SSLCertVerificationError as error:
             held.close()
             distrust = error.verify_message
+            # The certificate is what is looked at: an own one is no reason not to, and the answer says so.
             secured = _secured(addresses, target, until, deadline, _context(verify=False), held)
         certificate = secured.getpeercert(binary_form=True)
         if not certificate:

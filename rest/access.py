@@ -11,7 +11,7 @@ from rest.blueprint import Blueprint
 def public(view: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a view that needs no credential and looks at none; goes below the blueprint's decorators."""
     marked: Callable[..., Any] = Blueprint.doc(security=[])(view)
-    marked.is_public = True  # type: ignore[attr-defined]
+    marked.is_public = True  # type: ignore[attr-defined] # a function takes any attribute
     return marked
 
 
@@ -22,7 +22,7 @@ def is_public(view: Callable[..., Any] | None) -> bool:
 
 def signable(view: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a view that also takes a signature over the request, which its blueprint looks at, for a credential."""
-    view.is_signable = True  # type: ignore[attr-defined]
+    view.is_signable = True  # type: ignore[attr-defined] # the same
     return view
 
 

@@ -82,7 +82,7 @@ def _value(node: yaml.Node | None, key: str, depth: int = 4) -> yaml.Node | None
         return None
     for name, value in node.value:
         if name.value == key:
-            return value  # type: ignore[no-any-return]
+            return value  # type: ignore[no-any-return] # PyYAML types its nodes' parts as Any
     for name, value in node.value:
         if name.value == "<<":
             merged = value.value if isinstance(value, yaml.SequenceNode) else [value]

@@ -345,7 +345,7 @@ def expand_gpu(value: Any) -> Mapping[str, Any]:
         if vendor := _VENDORS.get(token.lower()):
             key, given = "vendor", vendor
         elif token[0].isalpha():
-            key, given = "name", token.split(",")  # type: ignore[assignment]
+            key, given = "name", token.split(",")  # type: ignore[assignment] # a list here alone
         else:
             key, given = ("memory" if any(map(str.isalpha, token)) else "count"), token
         if key in found:

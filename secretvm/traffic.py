@@ -246,11 +246,8 @@ class Reader:
             with database.reading() as session:
                 before = position(session)
             # Another file, or one that was cut: from its beginning.
-            at = (
-                before.offset
-                if (before.inode, True) == (found.st_ino, before.offset <= found.st_size)
-                else 0
-            )
+            is_same = before.inode == found.st_ino and before.offset <= found.st_size
+            at = before.offset if is_same else 0
             tally, end = _counted(log, at)
             if end == at:
                 return False

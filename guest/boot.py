@@ -241,6 +241,8 @@ class Boot:
             if app.compose.require_digest:
                 check_images(variables)
             compose_up(variables)
+        # Whoever cuts the power of a VM that said it is done finds all of its images and containers again.
+        os.sync()
         self._progress.reached("done")
 
     def _take_jobs(self, *, has_ssh: bool) -> None:

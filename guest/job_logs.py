@@ -156,11 +156,13 @@ class Incoming:
 
     def __init__(self, client: socket.socket) -> None:
         self._client = client
+        self._poller = select.poll()
+        self._poller.register(client, select.POLLIN)
         self._buffer = bytearray()
 
     def answer(self, wait_s: float) -> bool:
         """Waits up to `wait_s` for the client and answers it; False when it has said goodbye."""
-        if select.select([self._client], [], [], wait_s)[0]:
+        if self._poller.poll(wait_s * 1000):
             data = self._client.recv(4096)
             if not data:
                 return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import select
+import selectors
 import socket
 import threading
 from collections.abc import Mapping
@@ -60,12 +60,19 @@ def relay(listening: socket.socket, agent: Path) -> None:
 
 
 def _carry(host: socket.socket, path: Path) -> None:
-    with host, socket.socket(socket.AF_UNIX) as agent:
+    with (
+        host,
+        socket.socket(socket.AF_UNIX) as agent,
+        selectors.DefaultSelector() as speaking,
+    ):
+        other = {host: agent, agent: host}
         try:
             agent.connect(str(path))
-            other = {host: agent, agent: host}
+            for each in other:
+                speaking.register(each, selectors.EVENT_READ)
             while True:
-                for source in select.select(list(other), [], [])[0]:
+                for key, _ in speaking.select():
+                    source: Any = key.fileobj
                     data = source.recv(_READ_SIZE)
                     if not data:
                         return

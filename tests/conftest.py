@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 import signal
 import sys
@@ -38,6 +40,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAKE_QEMU = Path(__file__).parent / "common/fake_qemu.py"
+
+
+# Of 1,024 that a process may have open: what polls many files at once, or select(), finds the end of it.
+FILES_MOST = 256
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _open_files() -> Iterator[None]:
+    """Closes what the applications of earlier tests left to the garbage collector, which counts objects, not files."""
+    yield
+    if len(os.listdir("/proc/self/fd")) > FILES_MOST:
+        gc.collect()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ from click.testing import Result
 
 from core.errors import Invalid, NotFound
 from tests.common import rows
+from tests.common.waiting import free_port
 from tests.unit.cli.conftest import Wired
 
 Run = Callable[..., Result]
@@ -16,7 +17,8 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def vm(wired: Wired) -> dict[str, Any]:
-    made = wired.call("prpc/CreateVm", **rows.request(stopped=True, ports=[rows.port(18080)]))
+    ports = [rows.port(free_port())]
+    made = wired.call("prpc/CreateVm", **rows.request(stopped=True, ports=ports))
     return wired.info(made["id"])
 
 
@@ -36,7 +38,8 @@ def test_one_vm_is_shown(run: Run, vm: dict[str, Any]) -> None:
     assert f"id:        {vm['id']}" in lines
     assert "size:      1 vCPU, 256 MB, 1 GB" in lines
     assert "TEE:       simulated (dstack-tdx)" in lines
-    assert "port 80/tcp: 127.0.0.1:18080" in lines
+    (mapped,) = vm["configuration"]["ports"]
+    assert f"port 80/tcp: 127.0.0.1:{mapped['host_port']}" in lines
     assert json.loads(run("vm", "info", "web", "--json").stdout)["id"] == vm["id"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import resource
@@ -16,25 +15,32 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
-
+from cli.server import Application, Server
 from core import files, log
 from core.errors import Conflict, Invalid
-from core.proc import end_with_parent
 from kms import admin_routes, onboard_routes, rootkeys, routes, settings
 from kms import certs as kms_certs
 from kms.onboard import Onboarding
 from kms.service import KmsService
 from kms.settings import Settings
-from vmm.worker import StructuredLogger, Worker
+from vmm.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 VERSION = version_of("casemate")
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+class KmsWorker(Worker):
+    """gunicorn's threaded worker with the KMS's error body for broken requests."""
+
+    def refusal(self, text: str) -> dict[str, str]:
+        """The body's fields."""
+        return {"error": text}
+
+
+# What all its listeners have.
+_ALWAYS = {"worker_class": KmsWorker, "umask": 0o077, "proc_name": "casemate-kms"}
 
 
 def run(config_file: Path, parent: int | None) -> None:
@@ -97,9 +103,9 @@ def find_keys(given: Settings, parent: int | None) -> None:
     logger.warning("this KMS has no keys: open http://%s/", address.removeprefix("tcp:"))
     master = os.getpid()
     onboarding = Onboarding(given, VERSION, lambda: os.kill(master, signal.SIGTERM))
-    bind = {"bind": address.removeprefix("tcp:"), "workers": 1, "threads": 8}
+    here = {"bind": address.removeprefix("tcp:"), "workers": 1, "threads": 8, **_ALWAYS}
     try:
-        Server(bind, lambda: onboard_routes.create_app(onboarding, VERSION), parent).run()
+        Server(here, lambda: onboard_routes.create_app(onboarding, VERSION), parent).run()
     except SystemExit:
         # gunicorn's way to end, in its workers as well: only the master goes on.
         if os.getpid() != master or not rootkeys.exist(given.core.cert_dir):
@@ -121,6 +127,7 @@ def kms_settings(given: Settings) -> dict[str, Any]:
         "ca_certs": str(folder / kms_certs.TMP_CA_CERT),
         "cert_reqs": int(ssl.CERT_OPTIONAL),
         "ssl_context": tls_context,
+        **_ALWAYS,
     }
 
 
@@ -144,64 +151,3 @@ def front(kms: KmsService, given: Settings) -> Application:
         return (admin if port == admin_port else main)(environ, start_response)
 
     return application
-
-
-class KmsWorker(Worker):
-    """gunicorn's threaded worker with the KMS's error body for broken requests."""
-
-    def refusal(self, text: str) -> dict[str, str]:
-        """The body's fields."""
-        return {"error": text}
-
-
-class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
-    """Gunicorn, configured by us alone; it ends with the process `parent` where one is given."""
-
-    def __init__(
-        self, given: dict[str, Any], make: Callable[[], Application], parent: int | None
-    ) -> None:
-        self._given = given
-        self._make = make
-        self.parent = parent
-        super().__init__()
-
-    def load_config(self) -> None:
-        """The given settings and those that all listeners have."""
-        always = {
-            "worker_class": KmsWorker,
-            "preload_app": True,
-            "graceful_timeout": 3,
-            "timeout": 120,
-            "umask": 0o077,
-            "proc_name": "casemate-kms",
-            "logger_class": StructuredLogger,
-            "control_socket_disable": True,
-            "post_fork": lambda master, worker: end_with_parent(master.pid),
-        }
-        for key, value in {**always, **self._given}.items():
-            self.cfg.set(key, value)
-
-    def load(self) -> Application:
-        """The WSGI application."""
-        application = self._make()
-        gc.collect()
-        gc.freeze()
-        return application
-
-    def run(self) -> None:
-        """Serves until a signal says otherwise."""
-        Master(self).run()
-
-
-class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's arbiter, which ends when its parent is gone."""
-
-    def __init__(self, app: Server) -> None:
-        self._parent = app.parent
-        super().__init__(app)
-
-    def manage_workers(self) -> None:
-        """Called once a second and whenever a child ends."""
-        if self._parent not in (None, os.getppid()):
-            raise StopIteration  # gunicorn's own way to end in order
-        super().manage_workers()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import ipaddress
 import logging
 import os
@@ -16,12 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
-
 import migrations
 import secretvm.duties
 from app import create_app
+from cli.server import Master, Server
 from core import config as configuration
 from core import faults, log
 from core.config import Config
@@ -32,7 +29,7 @@ from vmm import discovery, records
 from vmm.background import Background, Duty
 from vmm.host import Host, tee_platform
 from vmm.service import Vms
-from vmm.worker import StructuredLogger
+from vmm.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +44,7 @@ def run(config_file: Path | None, parent: int | None) -> None:
     os.umask(0o077)
     log.setup()
     config = configuration.load(config_file)
-    if is_open(config.address) and not config.auth.enabled:
-        logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
-    if is_open(config.address) and config.secretvm.agents and not config.billing.enabled:
-        logger.warning(
-            "whoever reaches %s can make VMs with a key of their own making; "
-            "set agents = false in [secretvm] if that is not meant",
-            config.address,
-        )
+    warn_of_strangers(config)
     faults.arm(os.environ, simulated=config.cvm.simulate, tee=tee_platform(config.cvm.platform))
     passable = bool(config.cvm.user)
     prepare_data_dir(config.data_dir, passable=passable)
@@ -69,12 +59,26 @@ def run(config_file: Path | None, parent: int | None) -> None:
         prepare_simulated_tee(config)
     announced, master = discovery.announce(config, config_file), os.getpid()
     try:
-        Server(config, host, parent).run()
+        Server(settings_of(config), lambda: create_app(config, host), parent, HostMaster).run()
     finally:
         # A worker's end passes here too: gunicorn forks it inside run().
         if announced is not None and os.getpid() == master:
             announced.unlink(missing_ok=True)
         os.close(lock)
+
+
+def warn_of_strangers(config: Config) -> None:
+    """Says what anybody may do who reaches an address that other machines reach."""
+    if not is_open(config.address):
+        return
+    if not config.auth.enabled:
+        logger.warning("authentication is off: whoever reaches %s is the operator", config.address)
+    if config.secretvm.agents and not config.billing.enabled:
+        logger.warning(
+            "whoever reaches %s can make VMs with a key of their own making; "
+            "set agents = false in [secretvm] if that is not meant",
+            config.address,
+        )
 
 
 def is_open(address: str) -> bool:
@@ -133,55 +137,24 @@ def bind_of(address: str) -> str:
     return f"unix:{path}"
 
 
-class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
-    """Gunicorn, configured by us alone."""
-
-    def __init__(self, config: Config, host: Host, parent: int | None) -> None:
-        self.config = config
-        self.host = host
-        self.parent = parent
-        super().__init__()
-
-    def load_config(self) -> None:
-        """gunicorn's settings: threads outnumber streams, one import for all workers."""
-        settings: dict[str, Any] = {
-            "bind": bind_of(self.config.address),
-            "workers": self.config.server.workers,
-            "threads": self.config.server.threads,
-            "worker_class": "vmm.worker.Worker",
-            "preload_app": True,
-            "graceful_timeout": 3,
-            "timeout": 120,
-            "umask": 0o007,
-            # Who comes over the Unix socket may say that the client spoke TLS; over TCP only whom this names.
-            "forwarded_allow_ips": os.environ.get("FORWARDED_ALLOW_IPS", ""),
-            "proc_name": "casemate",
-            "logger_class": StructuredLogger,
-            "control_socket_disable": True,
-            # The port is free for the next service the moment this one is killed.
-            "post_fork": lambda master, worker: end_with_parent(master.pid),
-        }
-        for key, value in settings.items():
-            self.cfg.set(key, value)
-
-    def load(self) -> Any:
-        """The WSGI application."""
-        application = create_app(self.config, self.host)
-        # Workers share what is there now; a collection after the fork would copy it page by page.
-        gc.collect()
-        gc.freeze()
-        return application
-
-    def run(self) -> None:
-        """Serves until a signal says otherwise."""
-        Master(self).run()
+def settings_of(config: Config) -> dict[str, Any]:
+    """gunicorn's settings: threads outnumber streams."""
+    return {
+        "bind": bind_of(config.address),
+        "workers": config.server.workers,
+        "threads": config.server.threads,
+        "worker_class": Worker,
+        "umask": 0o007,
+        # Who comes over the Unix socket may say that the client spoke TLS; over TCP only whom this names.
+        "forwarded_allow_ips": os.environ.get("FORWARDED_ALLOW_IPS", ""),
+        "proc_name": "casemate",
+    }
 
 
-class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's arbiter, which also keeps the background process alive."""
+class HostMaster(Master):
+    """The arbiter of the service, which also keeps the background process alive."""
 
     def __init__(self, app: Server) -> None:
-        self.server = app
         self.born_ms = records.now_ms()
         self.background_pid = 0
         self.background_spawned = 0
@@ -190,8 +163,6 @@ class Master(Arbiter):  # type: ignore[misc] # gunicorn has no types
 
     def manage_workers(self) -> None:
         """Called once a second and whenever a child ends."""
-        if self.server.parent not in (None, os.getppid()):
-            raise StopIteration  # gunicorn's own way to end in order
         super().manage_workers()
         if not self._background_lives() and time.monotonic() - self.background_at > RESPAWN_S:
             self._spawn_background()

@@ -5,27 +5,21 @@ Source: vmm.md section 13 (dstack's vmm.toml) and the README of the contracts fo
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
-import logging
 import os
 import re
 import shutil
 import tomllib
-import types
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from core import config_apps, config_runs, config_secretvm
+from core import config_apps, config_cvm, config_runs, config_secretvm, tables
 from core.config_apps import AppsConfig
+from core.config_cvm import CvmConfig
 from core.config_runs import OffersConfig, RunsConfig
 from core.config_secretvm import BillingConfig, ClusterConfig, SecretVmConfig
 from core.errors import Invalid
-
-logger = logging.getLogger(__name__)
+from core.urls import is_web_address
 
 # A Unix socket's path may have 107 bytes; the longest of ours is <run_path>/<36-byte id>/passt7/run/sock.
 _SOCKET_PATH_MAX = 107
@@ -41,115 +35,6 @@ class ImageConfig:
     path: Path = Path()  # default: DATA_DIR/images
     registry: str = ""
     default: str = ""  # the image of a request that names none
-
-
-@dataclass(frozen=True)
-class NetworkingConfig:
-    """The network of a VM that asks for none of its own."""
-
-    mode: str = "user"
-    net: str = "10.0.2.0/24"
-    dhcp_start: str = "10.0.2.10"
-    restrict: bool = False
-    bridge: str = ""
-    bridges: tuple[str, ...] = ()  # what a request may name beside `bridge`
-    mac_prefix: str = ""
-    netdev: str = ""  # QEMU's own words for mode custom; {id} stands for the card's id
-
-
-@dataclass(frozen=True)
-class PortRange:
-    """Host ports that tenants may map, both ends included."""
-
-    protocol: str = "tcp"
-    from_: int = 1
-    to: int = 20000
-
-
-@dataclass(frozen=True)
-class PortMappingConfig:
-    """Whether and where guest ports appear on the host."""
-
-    enabled: bool = False
-    address: str = "127.0.0.1"
-    range: tuple[PortRange, ...] = (PortRange(),)
-
-
-@dataclass(frozen=True)
-class AutoRestartConfig:
-    """Restarting VMs that should run and do not; seconds."""
-
-    enabled: bool = True
-    interval: int = 20
-    max_retries: int = 5
-    initial_backoff: int = 5
-    max_backoff: int = 300
-    reset_window: int = 300
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """Rotation of the serial logs; `max_bytes` takes K, M or G, 0 turns it off."""
-
-    max_bytes: int = 4 * 1024 * 1024
-    max_backups: int = 3
-    check_interval_secs: int = 5
-
-
-@dataclass(frozen=True)
-class ProductConfig:
-    """The DMI texts that a guest sees."""
-
-    sys_vendor: str = ""
-    product_name: str = "dstack"
-
-
-@dataclass(frozen=True)
-class GpuConfig:
-    """Which PCI devices VMs may be given: `listing` has vendor:product, `exclude` and `include` slots."""
-
-    enabled: bool = False
-    listing: tuple[str, ...] = ("10de:2335",)
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    allow_attach_all: bool = True
-
-
-@dataclass(frozen=True)
-class CvmConfig:
-    """How VMs are made and run."""
-
-    platform: str = "auto"
-    accel: str = "auto"
-    channel: str = "auto"
-    simulate: bool = False
-    qemu_path: str = ""  # default: qemu-system-x86_64 on PATH
-    kms_urls: tuple[str, ...] = ()
-    gateway_urls: tuple[str, ...] = ()
-    pccs_url: str = ""
-    nvidia_attestation_proxy_url: str = ""
-    docker_registry: str = ""
-    cid_start: int = 1000
-    cid_pool_size: int = 1000
-    max_allocable_vcpu: int = 20
-    max_allocable_memory_in_mb: int = 100_000
-    host_share_mode: str = "vhd"
-    use_mrconfigid: bool = True
-    qmp_socket: bool = True  # dstack's key; Casemate needs the socket and always makes it
-    # What a verifier must know of a QEMU that differs from its version's usual ways; None: it does not.
-    qemu_single_pass_add_pages: bool | None = None
-    qemu_pic: bool | None = None
-    qemu_version: str = ""  # default: what QEMU says
-    qemu_pci_hole64_size: int = 0
-    qemu_hotplug_off: bool = False
-    qgs_port: int = 4050
-    user: str = ""  # default: the service's own
-    product: ProductConfig = ProductConfig()
-    networking: NetworkingConfig = NetworkingConfig()
-    port_mapping: PortMappingConfig = PortMappingConfig()
-    gpu: GpuConfig = GpuConfig()
-    auto_restart: AutoRestartConfig = AutoRestartConfig()
-    log: LogConfig = LogConfig()
 
 
 @dataclass(frozen=True)
@@ -237,7 +122,7 @@ class Config:
     event_buffer_size: int = 20
     node_name: str = ""
     image: ImageConfig = ImageConfig()
-    cvm: CvmConfig = CvmConfig()
+    cvm: CvmConfig = field(default_factory=CvmConfig)
     gateway: GatewayConfig = GatewayConfig()
     auth: AuthConfig = AuthConfig()
     host_api: HostApiConfig = HostApiConfig()
@@ -281,7 +166,7 @@ def load(path: Path | None = None) -> Config:
             table = tomllib.loads(path.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise Invalid(f"{path}: {error}") from None
-    config = build(Config, table, "")
+    config = tables.build(Config, table, "")
     environment = os.environ
     address = environment.get("CASEMATE_ADDRESS", "")
     # A URL is where clients find a service, this one or another.
@@ -326,14 +211,12 @@ def _absolute(path: Path, default: Path = Path()) -> Path:
 def check(config: Config) -> Config:
     """Returns a configuration whose values fit together, or raises Invalid naming the key."""
     _check_paths(config)
-    _check_choices(config.cvm)
     _check_attestation(config.attestation)
-    _check_networking(config.cvm.networking)
-    _check_port_mapping(config.cvm.port_mapping)
     _check_numbers(config)
     _check_urls(config)
     _check_words(config)
-    config_apps.check(config.apps, is_web_address)
+    config_cvm.check(config.cvm)
+    config_apps.check(config.apps)
     config_runs.check(config.runs, config.offers)
     config_secretvm.check_sizes(config.secretvm.vm_types)
     config_secretvm.check_cluster(config.cluster)
@@ -353,18 +236,6 @@ def _check_paths(config: Config) -> None:
         raise Invalid.field("address", "must be tcp:IP:PORT or unix:PATH")
 
 
-def _check_choices(cvm: CvmConfig) -> None:
-    for key, value, allowed in (
-        ("cvm.platform", cvm.platform, ("auto", "tdx", "amd-sev-snp")),
-        ("cvm.accel", cvm.accel, ("auto", "kvm", "tcg")),
-        ("cvm.channel", cvm.channel, ("auto", "serial", "vsock")),
-        ("cvm.host_share_mode", cvm.host_share_mode, ("vhd", "9p", "vvfat")),
-        ("cvm.networking.mode", cvm.networking.mode, ("user", "bridge", "passt", "custom")),
-    ):
-        if value not in allowed:
-            raise Invalid.field(key, f"must be one of {', '.join(allowed)}")
-
-
 def _check_attestation(attestation: AttestationConfig) -> None:
     if attestation.outbound not in ("", "off", "public", "any"):
         raise Invalid.field("attestation.outbound", "must be one of off, public, any")
@@ -373,43 +244,6 @@ def _check_attestation(attestation: AttestationConfig) -> None:
             raise Invalid.field(
                 "attestation.known_machines.id", "must be a machine_id: 32 hex digits, lower case"
             )
-
-
-def _check_networking(networking: NetworkingConfig) -> None:
-    if not re.fullmatch(r"([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,2})?", networking.mac_prefix):
-        raise Invalid.field("cvm.networking.mac_prefix", "must be up to three bytes like 52:54:00")
-    try:
-        net = ipaddress.IPv4Network(networking.net)
-    except ValueError:
-        raise Invalid.field("cvm.networking.net", "must be an IPv4 network: 10.0.2.0/24") from None
-    try:
-        inside = ipaddress.IPv4Address(networking.dhcp_start) in net
-    except ValueError:
-        inside = False
-    if not inside:
-        raise Invalid.field("cvm.networking.dhcp_start", f"must be an address of {net}")
-    for bridge in (networking.bridge, *networking.bridges):
-        # The kernel's rule for a device name.
-        if bridge and not re.fullmatch(r"[A-Za-z0-9_.\-]{1,15}", bridge):
-            raise Invalid.field("cvm.networking.bridge", "must be the name of a network bridge")
-    if networking.mode == "bridge" and not networking.bridge:
-        raise Invalid.field("cvm.networking.bridge", "must name the bridge that mode bridge is on")
-    if networking.netdev and not re.search(r"\bid=(net\d+|\{id\})", networking.netdev):
-        raise Invalid.field("cvm.networking.netdev", "must contain id={id} (or id=net0)")
-    if networking.mode == "custom" and not networking.netdev:
-        raise Invalid.field("cvm.networking.netdev", "must hold QEMU's -netdev for mode custom")
-
-
-def _check_port_mapping(mapping: PortMappingConfig) -> None:
-    for each in mapping.range:
-        if each.protocol not in ("tcp", "udp") or not 1 <= each.from_ <= each.to <= 65535:
-            raise Invalid.field(
-                "cvm.port_mapping.range", "needs tcp or udp and 1 <= from <= to <= 65535"
-            )
-    try:
-        ipaddress.ip_address(mapping.address)
-    except ValueError:
-        raise Invalid.field("cvm.port_mapping.address", "must be an IP address") from None
 
 
 def _check_numbers(config: Config) -> None:
@@ -452,22 +286,6 @@ def _check_urls(config: Config) -> None:
                 raise Invalid.field(key, f"{url!r} must be http:// or https:// with a host")
 
 
-def is_web_address(url: str) -> bool:
-    """Whether a text is an http or https address with a host, and nothing that a log or header could not hold."""
-    try:
-        parts = urlsplit(url)
-        named = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    return (
-        named
-        and parts.scheme in ("http", "https")
-        and url.isascii()
-        and url.isprintable()
-        and " " not in url
-    )
-
-
 def _check_words(config: Config) -> None:
     gpu, slot = config.cvm.gpu, r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
     for key, words, form, example in (
@@ -481,43 +299,3 @@ def _check_words(config: Config) -> None:
         for word in words:
             if not re.fullmatch(form, word):
                 raise Invalid.field(key, f"{word!r} must look like {example}")
-
-
-def build(cls: Any, table: object, prefix: str) -> Any:
-    """A dataclass out of a TOML table whose keys are named `prefix.key`; as load() in what it refuses."""
-    if not isinstance(table, dict):
-        raise Invalid.field(prefix or "configuration", "must be a table")
-    hints = typing.get_type_hints(cls)
-    known = {each.name.rstrip("_"): each.name for each in fields(cls) if each.name != "admin_token"}
-    values = {}
-    for key, value in table.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            logger.warning("unknown configuration key %s is ignored%s", name, hint)
-            continue
-        values[known[key]] = _convert(hints[known[key]], value, name)
-    return cls(**values)
-
-
-def _convert(kind: Any, value: object, name: str) -> object:
-    if is_dataclass(kind):
-        return build(kind, value, name)
-    if isinstance(kind, types.GenericAlias):  # tuple[X, ...]
-        if not isinstance(value, list):
-            raise Invalid.field(name, "must be a list")
-        return tuple(_convert(kind.__args__[0], each, name) for each in value)
-    if isinstance(kind, types.UnionType):  # X | None: a key that may be left out
-        return _convert(kind.__args__[0], value, name)
-    if kind is int and isinstance(value, str) and (size := re.fullmatch(r"(\d+)([KMG])", value)):
-        return int(size[1]) * 1024 ** (" KMG".index(size[2]))
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, bool) or not isinstance(value, kind):
-        raise Invalid.field(name, f"must be of type {kind.__name__}")
-    if kind is int and typing.cast(int, value) < 0:
-        raise Invalid.field(name, "must not be negative")
-    return value

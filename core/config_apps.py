@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.errors import Invalid
+from core.urls import is_web_address
 
 KMS_TYPES = ("phala", "ethereum", "base", "legacy")
 _SLUG = r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?"
@@ -71,7 +71,7 @@ class AppsConfig:
     instance_types: tuple[InstanceTypeConfig, ...] = SIZES
 
 
-def check(apps: AppsConfig, is_web_address: Callable[[str], bool]) -> None:
+def check(apps: AppsConfig) -> None:
     """Raises Invalid naming the key whose value breaks its rule."""
     _check_words(apps)
     _check_distinct(apps)

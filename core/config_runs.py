@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from core.errors import Invalid
 
+# A hundred years.
+KEEP_DAYS_MOST = 36_500
+
 
 @dataclass(frozen=True)
 class RunsConfig:
@@ -17,6 +20,7 @@ class RunsConfig:
     api_version: str = "0.22.5"  # the level of dstack's interface that is answered
     provisioning_timeout: int = 600  # seconds from a VM's making until its runner speaks
     log_quota: int = 50 * 1024 * 1024  # bytes of output of one job in an hour; takes K, M or G
+    keep_days: int = 90  # how long what is over is kept: runs, their logs, instances, events
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ def check(runs: RunsConfig, offers: OffersConfig) -> None:
         raise Invalid.field("runs.hostname", "must be a host name or address")
     if runs.provisioning_timeout < 1:
         raise Invalid.field("runs.provisioning_timeout", "must be at least 1 second")
+    if not 1 <= runs.keep_days <= KEEP_DAYS_MOST:
+        raise Invalid.field("runs.keep_days", f"must be 1 to {KEEP_DAYS_MOST} days")
     names = [size.name for size in offers.sizes]
     for size in offers.sizes:
         if not re.fullmatch(r"[A-Za-z0-9._\-]{1,64}", size.name) or names.count(size.name) > 1:

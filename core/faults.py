@@ -48,6 +48,12 @@ POINTS: Mapping[str, str] = {
     "runner.spawned": "QEMU runs; its pid is written nowhere",
     "runner.recorded": "QEMU's pid is written; the service was not told",
     "runner.ended": "QEMU ended; how is not written down",
+    "cluster.made": "a node's VM is there; the cluster does not know that it is its own",
+    "cluster.directed": "what a node gets of the traffic is written; the balancer does not do so yet",
+    "cluster.changed": "a node's VM is to boot another plan; it runs what it was",
+    "cluster.stopped": "a node's VM was stopped to be changed; nobody starts it",
+    "cluster.left": "a node is out of the balancer's sight; its VM runs",
+    "cluster.removed": "a cluster is gone for its callers; what it had is not",
     "migration.step": "one step of a migration is done; it is not committed",
     "migration.done": "the schema is the new one; the file's mode is not set",
 }

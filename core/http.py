@@ -14,16 +14,17 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from core.config import is_web_address
 from core.errors import CasemateError, Invalid, Unavailable, Upstream, UpstreamTimeout
 from core.prpc import read_json
+from core.urls import is_web_address
 
+Found = TypeVar("Found")
 ANSWER_LIMIT = 1024**2
 _PORTS = {"http": 80, "https": 443}
 _PIECE = 256 * 1024
@@ -181,7 +182,7 @@ def connected(host: str, port: int, deadline: float) -> socket.socket:
     None gets more than half of the time that is left: the first may swallow what it is sent.
     """
     failure = OSError("the host has no address")
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = in_time(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline)
     for family, kind, protocol, _, address in found:
         made = socket.socket(family, kind, protocol)
         try:
@@ -212,6 +213,30 @@ def left(deadline: float) -> float:
     if seconds <= 0:
         raise TimeoutError
     return seconds
+
+
+def in_time(ask: Callable[[], Found], until: float) -> Found:
+    """What a call answers that knows no time-out itself; its thread is left behind when time is over.
+
+    For names: a resolver may be as slow as it likes.  Raises TimeoutError then, and what the call raises.
+    """
+    answers: list[Found] = []
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except (OSError, UnicodeError) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="resolve", daemon=True)
+    thread.start()
+    thread.join(left(until))
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise TimeoutError("its name was not resolved in time")
+    return answers[0]
 
 
 @contextlib.contextmanager

@@ -107,10 +107,16 @@ class ListContainersResponse(Message):
 
 @dataclass(frozen=True)
 class LogsOrder:
-    """Which logs of a guest's containers are wanted: of one, or of all, so many lines each."""
+    """Which logs of a guest's containers are wanted: of one, or of all, so many lines each.
+
+    `since` and `until` are what guest/containers.py takes for moments: Unix seconds, or a time ago (`10m`).
+    """
 
     service: str = ""
     lines: int = 1000
+    since: str = ""
+    until: str = ""
+    timestamps: bool = False
 
 
 class LogsRequest(Message):
@@ -119,6 +125,9 @@ class LogsRequest(Message):
     makes = LogsOrder
     service = Text(1)
     lines = UInt32(2)
+    since = Text(3)
+    until = Text(4)
+    timestamps = Flag(5)
 
 
 class GuestText(Message):

@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Any
 
 from core.errors import Invalid, Unavailable, Upstream
-from core.http import Answer, cut_at, left, read_answer
+from core.http import Answer, cut_at, in_time, left, read_answer
 
 # secretvm.md section 8.
 CONNECT_S = 5.0
@@ -168,7 +168,7 @@ class Outbound:
 
     def _addresses(self, target: Target, until: float) -> list[_Address]:
         """Every address of the target, each checked."""
-        found = _in_time(
+        found = in_time(
             lambda: self._resolve(target.host, target.port, type=socket.SOCK_STREAM), until
         )
         addresses = [(family, address) for family, _, _, _, address in found]
@@ -255,24 +255,3 @@ def _context(*, verify: bool) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
     return context
-
-
-def _in_time(ask: Callable[[], Any], until: float) -> Any:
-    """What a call answers that knows no time-out itself; its thread is left behind when time is over."""
-    answers: list[Any] = []
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(ask())
-        except (OSError, UnicodeError) as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="resolve", daemon=True)
-    thread.start()
-    thread.join(left(until))
-    if failures:
-        raise failures[0]
-    if not answers:
-        raise TimeoutError("its name was not resolved in time")
-    return answers[0]

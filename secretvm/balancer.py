@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import logging
 import os
 import shutil
 import signal
 import socket
-import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select
@@ -40,12 +40,8 @@ logger = logging.getLogger(__name__)
 PROGRAM = "haproxy"
 FOLDER = "balancer"
 FILE = "haproxy.cfg"
-# How long its end, or a row's change, may go unnoticed by the background process.
-LOOK_S = 0.25
 # One that fails at once must not be started in a tight loop.
 RETRY_S = 5.0
-# How long the service waits for it when it ends itself.
-STOP_S = 5.0
 # Starting and loading take milliseconds; a busy host is slow.
 READY_S = 20.0
 ANSWER_S = 5.0
@@ -229,34 +225,24 @@ class Balancer:
 
 @dataclass
 class Keeper:
-    """What the background process runs: brings HAProxy back when it ends, and follows the rows."""
+    """Brings HAProxy back when it ends, and makes it follow the rows; for one thread."""
 
     balancer: Balancer
-    stopping: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
-    # How it was when it was settled last.
+    # How it was when it was settled last, and when it was looked at.
     settled: Seen | None = None
+    looked_at: float = -RETRY_S
     trouble: str = ""
 
-    def start(self) -> None:
-        """Begins to look."""
-        self.thread = threading.Thread(target=self._watch, name="balancer", daemon=True)
-        self.thread.start()
+    @functools.cached_property
+    def _changed(self) -> Callable[[], bool]:
+        return change_watch(self.balancer.vms.database.path)
 
-    def stop(self) -> None:
-        """Ends the looking; HAProxy goes on."""
-        self.stopping.set()
-        if self.thread is not None:
-            self.thread.join(STOP_S)
-
-    def _watch(self) -> None:
-        changed = change_watch(self.balancer.vms.database.path)
-        looked = -RETRY_S
-        while not self.stopping.wait(LOOK_S):
-            due = bool(self.trouble) and time.monotonic() - looked > RETRY_S
-            if changed() or due or not self._lives():
-                looked = time.monotonic()
-                self._look()
+    def look(self) -> None:
+        """Looks closely when anything may have changed, which is cheap to tell."""
+        due = bool(self.trouble) and time.monotonic() - self.looked_at > RETRY_S
+        if self._changed() or due or not self._lives():
+            self.looked_at = time.monotonic()
+            self._look()
 
     def _lives(self) -> bool:
         """Whether HAProxy is there, if it was to be at the last look."""

@@ -8,7 +8,8 @@ from accounts import limits
 from models.cluster import Cluster
 from rest.blueprint import Blueprint
 from secretvm import cluster_object, cluster_schemas, schemas
-from secretvm.clusters import Clusters, Shape
+from secretvm.cluster_shape import Shape
+from secretvm.clusters import Clusters
 from secretvm.routes import BODY_LIMIT, answer, caller, refuses, secret_vms
 from secretvm.wanted import Wanted
 
@@ -107,7 +108,7 @@ def remove(cluster_id: str, vm_id: str) -> Response:
 @refuses(401, 404, 409, 413, 503)
 def update(asked: Wanted, cluster_id: str) -> Response:
     """Change all VMs one by one, in the background, so that the front always has one that serves."""
-    job_id = _clusters().update_nodes(_found(cluster_id), asked)
+    job_id = _clusters().update_nodes(caller(), _found(cluster_id), asked)
     told = {"success": True, "jobId": job_id, "status": "pending"}
     return answer({**told, "message": "the VMs are being updated one by one"})
 

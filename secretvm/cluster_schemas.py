@@ -8,9 +8,9 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, missing, post_load, validate
 
 from secretvm import schemas
-from secretvm.clusters import Shape
+from secretvm.cluster_shape import Shape
 from secretvm.front import NODES_MOST, Strategy
-from secretvm.schemas import Base64File, Flags, NewVm, Optional, Switch, Text, VmObject
+from secretvm.schemas import Base64File, Dated, Flags, NewVm, Optional, Switch, Text, VmObject
 from secretvm.wanted import Wanted
 
 _SCHEMES = validate.OneOf(("http", "https"))
@@ -163,10 +163,9 @@ class LoadBalancer(Schema):
     total = fields.Integer(required=True)
 
 
-class ListedCluster(Schema):
+class ListedCluster(Dated):
     """A cluster as the list has it; further keys say how its front is set up."""
 
-    id = fields.String(required=True)
     clusterName = fields.String(required=True)
     name = fields.String(required=True)
     status = fields.String(required=True)
@@ -187,8 +186,6 @@ class ListedCluster(Schema):
     upgradeability = fields.Boolean(required=True)
     loadBalancer = fields.Nested(LoadBalancer, required=True, allow_none=True)
     loadBalancerError = fields.String(required=True, allow_none=True)
-    createdAt = fields.String(required=True)
-    updatedAt = fields.String(required=True)
 
 
 class Member(VmObject):
@@ -223,7 +220,7 @@ class Traffic(Schema):
     since = fields.String(required=True)
 
 
-class Stats(Schema):
+class Stats(Backends):
     """What the balancer counts itself."""
 
     clusterId = fields.String(required=True)
@@ -231,7 +228,6 @@ class Stats(Schema):
     current_sessions = fields.Integer(required=True)
     max_sessions = fields.Integer(required=True)
     request_rate = fields.Integer(required=True)
-    backends = fields.List(fields.Dict(), required=True)
 
 
 class QueuedHere(schemas.Queued):

@@ -30,8 +30,8 @@ from vmm.service import Vms
 logger = logging.getLogger(__name__)
 
 KEPT_MS = 7 * 24 * 3_600_000
-# A job whose bell was lost is found this much later.
-SWEEP_S = 2.0
+# A bell that was not heard for so long is lost.
+LOST_S = 2.0
 # A job that was running each time the process died is given up.
 TRIES = 3
 INTERRUPTED = "interrupted by restart"
@@ -96,12 +96,13 @@ def enqueue(
     project_id: str,
     argument: Mapping[str, Any],
     vm_id: str | None = None,
+    job_id: str = "",
 ) -> str:
     """Adds a job to a writing session and returns its id; its bell rings when the session has committed.
 
-    `vm_id` is the VM that the job holds, which is `updating` meanwhile.
+    `vm_id` is the VM that the job holds, which is `updating` meanwhile; an id is drawn unless one is given.
     """
-    job_id, now = str(uuid.uuid4()), _now_ms()
+    job_id, now = job_id or str(uuid.uuid4()), _now_ms()
     session.add(
         Job(
             id=job_id,
@@ -172,7 +173,6 @@ class Worker:
         self.take_over()
         self.listener = bell.listen(self.vms.config.data_dir, self.run)
         self.listener.start()
-        threading.Thread(target=self._watch, name="jobs", daemon=True).start()
 
     def stop(self) -> None:
         """Begins no further job; those under way end with the process and are taken up by the next."""
@@ -214,7 +214,7 @@ class Worker:
         """Rings for pending jobs whose bell seems lost, and drops those that ended long ago."""
         now = _now_ms()
         waiting = select(Job.id).where(
-            Job.status == Status.PENDING, Job.updated_ms < now - SWEEP_S * 1000
+            Job.status == Status.PENDING, Job.updated_ms < now - LOST_S * 1000
         )
         old = (Job.status.not_in(UNFINISHED), Job.updated_ms < now - KEPT_MS)
         with self.vms.database.reading() as session:
@@ -244,13 +244,6 @@ class Worker:
                 .where(Job.id == job_id, Job.status == Status.RUNNING)
                 .values(**values, updated_ms=_now_ms())
             )
-
-    def _watch(self) -> None:
-        while not self.stopping.wait(SWEEP_S):
-            try:
-                self.sweep()
-            except Exception:  # a full disk passes, and the watch must go on
-                logger.exception("looking for jobs failed")
 
 
 def _told(error: Exception) -> str:

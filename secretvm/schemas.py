@@ -261,26 +261,30 @@ class Refusal(Schema):
     message = fields.String(required=True)
 
 
-class VmType(Schema):
-    """A size."""
+class Dated(Schema):
+    """Whatever has an id and was made at some time."""
 
     id = fields.String(required=True)
+    createdAt = fields.String(required=True)
+    updatedAt = fields.String(required=True)
+
+
+class VmType(Dated):
+    """A size."""
+
     type = fields.String(required=True)
     cpu = fields.Integer(required=True)
     ram = fields.Integer(required=True, metadata={"description": "GB"})
     disk = fields.Integer(required=True, metadata={"description": "GB"})
     traffic = fields.String(required=True)
     pricePerHour = fields.Float(required=True)
-    createdAt = fields.String(required=True)
-    updatedAt = fields.String(required=True)
     platforms = fields.List(fields.String())
     available = fields.Boolean()
 
 
-class VmObject(Schema):
+class VmObject(Dated):
     """A VM; further keys are flat copies and cluster membership."""
 
-    id = fields.String(required=True)
     vmId = fields.String(required=True)
     name = fields.String(required=True)
     nameFromUser = fields.String(required=True)
@@ -302,14 +306,11 @@ class VmObject(Schema):
     secret_fs_persistent = fields.Boolean(required=True)
     description = fields.String(required=True)
     artifacts_version = fields.String(required=True)
-    createdAt = fields.String(required=True)
-    updatedAt = fields.String(required=True)
 
 
-class Template(Schema):
+class Template(Dated):
     """A compose text to begin with."""
 
-    id = fields.String(required=True)
     name = fields.String(required=True)
     description = fields.String(required=True)
     instructions = fields.String(required=True)
@@ -318,8 +319,6 @@ class Template(Schema):
     link = fields.String(required=True)
     docker = fields.String(required=True)
     defaultVmSize = fields.String(required=True)
-    createdAt = fields.String(required=True)
-    updatedAt = fields.String(required=True)
 
 
 class Templates(Schema):
@@ -367,17 +366,14 @@ class Batch(Schema):
     jobs = fields.List(fields.Dict(), required=True)
 
 
-class JobObject(Schema):
+class JobObject(Dated):
     """A background job."""
 
-    id = fields.String(required=True)
     type = fields.String(required=True)
     status = fields.String(required=True)
     progress = fields.Integer(required=True)
     error = fields.String(required=True, allow_none=True)
     result = fields.Dict(required=True, allow_none=True)
-    createdAt = fields.String(required=True)
-    updatedAt = fields.String(required=True)
 
 
 class Registration(Schema):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from secretvm.secrets import Keys
 from secretvm.vm_object import Flags, Row, Team
 from secretvm.wanted import Prepared, Wanted
 from vmm.records import Owner
+from vmm.revisions import Cause
 from vmm.schemas import Change, Configuration
 from vmm.service import Vms
 
@@ -141,14 +143,6 @@ class SecretVms:
             beside=lambda session, vm_id: _keep(session, vm_id, kept, cluster),
         )
 
-    def update_vm(self, vm_id: str, asked: Wanted) -> None:
-        """Changes what a VM boots next; what is not given stays."""
-        self.apply(vm_id, self.prepare_change(vm_id, asked))
-
-    def prepare_change(self, vm_id: str, asked: Wanted) -> Prepared:
-        """A VM as it will be, checked and sealed."""
-        return self.changed(self.prepared(vm_id), asked)
-
     def changed(self, before: Prepared, asked: Wanted) -> Prepared:
         """What was prepared, with what is asked for now, checked and sealed."""
         return wanted.prepare_change(
@@ -176,32 +170,41 @@ class SecretVms:
             publish=tuple(port.vm_port for port in row.ports if port.own) if secret else (),
         )
 
-    def apply(self, vm_id: str, prepared: Prepared, *, publish: Sequence[int] = ()) -> None:
-        """Makes a VM boot what was prepared at its next start."""
-        ports = (*prepared.publish, *publish)
-        self.vms.update(
-            Change(
-                id=vm_id,
-                compose_file=prepared.app_compose,
-                encrypted_env=prepared.encrypted_env,
-                user_config=prepared.user_config,
-            ),
-            publish=ports or None,
-        )
-        with self.database.writing() as session:
+    def apply(
+        self,
+        vm_id: str,
+        prepared: Prepared,
+        by: str | None,
+        *,
+        publish: Sequence[int] = (),
+        beside: Callable[[Session], None] = lambda session: None,
+    ) -> None:
+        """Makes a VM boot what was prepared at its next start; `beside` adds to the same transaction."""
+
+        def keep(session: Session) -> None:
             secret = session.get(SecretVm, vm_id)
             if secret is not None:
                 secret.name, secret.registration = prepared.name, _plain(prepared.registration)
                 secret.flags = wanted.kept_flags(prepared.flags)
+            beside(session)
 
-    def launch(self, vm_id: str, asked: Wanted) -> None:
+        change = Change(
+            id=vm_id,
+            compose_file=prepared.app_compose,
+            encrypted_env=prepared.encrypted_env,
+            user_config=prepared.user_config,
+        )
+        ports = (*prepared.publish, *publish)
+        self.vms.update(change, publish=ports or None, cause=Cause(by), beside=keep)
+
+    def launch(self, caller: Caller, vm_id: str, asked: Wanted) -> None:
         """Starts a created or stopped VM, after changing what was given; Invalid when it runs."""
         row = self.row(vm_id)
         if row.word not in ("stopped", "exited"):
             raise Invalid(f"vm: is {vm_object.status_of(row)}; stop it before it is launched anew")
         self._check_balance(row)
         if asked != Wanted():
-            self.update_vm(vm_id, asked)
+            self.apply(vm_id, self.changed(self.prepared(vm_id), asked), caller.user_id)
         self.vms.start(vm_id)
 
     def start(self, vm_id: str) -> None:
@@ -240,17 +243,22 @@ class SecretVms:
         role = self.accounts.roles(caller).get(row.vm.project_id)
         return role is not None and role.covers(ProjectRole.MANAGER)
 
-    def update_later(self, row: Row, asked: Wanted) -> str:
+    def update_later(self, caller: Caller, row: Row, asked: Wanted) -> str:
         """Changes a VM now and restarts it in a job, if it runs; the job's id.
 
         Conflict when another update holds it.
         """
-        if row.held:
-            raise Conflict("vm: another update of this VM is under way")
-        self.update_vm(row.vm.id, asked)
-        argument = {"vm_id": row.vm.id, "restart": row.word in ("running", "starting")}
-        with self.database.writing() as session:
-            return jobs.enqueue(session, UPDATE, row.vm.project_id, argument, vm_id=row.vm.id)
+        vm_id, job_id = str(row.vm.id), str(uuid.uuid4())
+        argument = {"vm_id": vm_id, "restart": row.word in ("running", "starting")}
+
+        def hold(session: Session) -> None:
+            if vm_id in jobs.held_vms(session, UPDATE):
+                raise Conflict("vm: another update of this VM is under way")
+            jobs.enqueue(session, UPDATE, row.vm.project_id, argument, vm_id, job_id)
+
+        prepared = self.changed(self.prepared(vm_id), asked)
+        self.apply(vm_id, prepared, caller.user_id, beside=hold)
+        return job_id
 
     def batch(self, caller: Caller, verb: str, ids: Iterable[str]) -> list[dict[str, str]]:
         """One job a VM that the caller may do this to; NotFound when there is none."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-
 from flask import Flask
 
 from rest import documents
 from secretvm import (
     cluster_routes,
     routes,
+    schemas,
     verify_routes,
     vm_routes,  # noqa: F401 (its views join the blueprint of routes)
 )
 from secretvm.service import SecretVms
 from secretvm.verification import Verification
 from vmm import simulation
-from vmm.openapi_routes import Document
 
-PREFIXES = (
-    "/api/vm", "/api/cluster", "/api/background-job", "/api/templates", "/api/public", "/api/keys",
-    "/api/auth/session", "/api/agent", "/api/balance", "/api/pricing", "/api/coin-price",
-    "/api/verify-docker", "/api/verify-docker-sev", "/api/resolve-attestation", "/api/quote-parse",
-    "/api/quote-parse-sev", "/api/gateway-attestation", "/api/secretvm-cert-check",
-)  # fmt: skip
+# All of it that is no other surface's: those have their longer prefixes before this one.
+PREFIXES = ("/api",)
 ABOUT = (
     "VMs made from docker-compose files. Send a key as `Authorization: Bearer` or `x-api-key`; an agent signs "
     "its requests instead."
@@ -37,9 +31,16 @@ def register(app: Flask, version: str) -> None:
     config = app.extensions["vms"].config
     acpi = simulation.acpi_digests() if config.cvm.simulate else ()
     app.extensions["verification"] = Verification.of(config, app.extensions["verifier"], acpi)
-    api = documents.register(app, "secretvm", "Casemate: SecretVM", version, ABOUT, BLUEPRINTS)
-    made = functools.cache(lambda: documents.document(api))
-    app.extensions["documents"]["secretvm"] = Document("SecretVM", made)
+    documents.register(
+        app,
+        "secretvm",
+        "/api/openapi.json",
+        "SecretVM",
+        version,
+        ABOUT,
+        BLUEPRINTS,
+        schemas.Refusal,
+    )
 
 
 refusal = routes.refusal

@@ -1,4 +1,4 @@
-"""The types of jobs on single VMs (secretvm.md section 5); clusters add theirs in secretvm/clusters.py."""
+"""The types of jobs on single VMs (secretvm.md section 5); clusters add theirs in secretvm/cluster_jobs.py."""
 
 from __future__ import annotations
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,8 +31,6 @@ from vmm import usage
 
 logger = logging.getLogger(__name__)
 
-# How old the figures in the database may be; they have to be there within a second.
-FLUSH_S = 0.4
 # One point of a cluster's chart stands for so long, and the last hour is kept.
 SLOT_MS = 15_000
 # What vmm/runner.py makes of the standard output of whatever it runs.
@@ -205,34 +202,16 @@ def count(tally: Tally, line: str) -> None:
         counts.update({ANSWERED: 1, MILLISECONDS: active, f"{_BUCKET}{bucket}": 1})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reader:
-    """What the background process runs: adds what HAProxy writes down to the database."""
+    """Adds what HAProxy writes down to the database; how far it came is known there alone."""
 
     balancer: Balancer
-    stopping: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begins to read where the last reader ended."""
-        self.thread = threading.Thread(target=self._follow, name="traffic", daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        """Reads what is there already, and ends."""
-        self.stopping.set()
-        if self.thread is not None:
-            self.thread.join()
-
-    def _follow(self) -> None:
-        done = False
-        while not done:
-            done = self.stopping.wait(FLUSH_S)
-            try:
-                while self.read():
-                    pass
-            except Exception:  # a full disk passes, and what is not added now is read again
-                logger.exception("the traffic of clusters could not be written down")
+    def read_all(self) -> None:
+        """Adds all that is there."""
+        while self.read():
+            pass
 
     def read(self) -> bool:
         """Adds the next piece of the log; whether there was one."""

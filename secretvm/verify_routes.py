@@ -9,6 +9,7 @@ from flask import current_app, request
 
 from rest.access import public
 from rest.blueprint import Blueprint
+from secretvm import verify_answers
 from secretvm import verify_schemas as schemas
 from secretvm.live import GATEWAY_PORT
 from secretvm.quotes import read_bytes
@@ -42,7 +43,7 @@ def limit_body() -> None:
 def verify_docker(given: Mapping[str, Any]) -> dict[str, object]:
     """Whether a TDX VM measured a compose file."""
     claim = schemas.tdx_claim(given)
-    return schemas.tdx_answer(claim, _verification().builds.check_tdx(claim))
+    return verify_answers.tdx_answer(claim, _verification().builds.check_tdx(claim))
 
 
 @blueprint.post("/verify-docker-sev")
@@ -53,7 +54,7 @@ def verify_docker(given: Mapping[str, Any]) -> dict[str, object]:
 def verify_docker_sev(given: Mapping[str, Any]) -> dict[str, object]:
     """Whether a SEV-SNP VM was launched with a compose file."""
     claim = schemas.sev_claim(given)
-    return schemas.sev_answer(claim, _verification().builds.check_sev(claim))
+    return verify_answers.sev_answer(claim, _verification().builds.check_sev(claim))
 
 
 @blueprint.post("/resolve-attestation")
@@ -63,7 +64,7 @@ def verify_docker_sev(given: Mapping[str, Any]) -> dict[str, object]:
 @public
 def resolve_attestation(given: Mapping[str, Any]) -> dict[str, object]:
     """Which builds have these registers."""
-    return schemas.resolved(_verification().builds.resolve(schemas.registers(given)))
+    return verify_answers.resolved(_verification().builds.resolve(schemas.registers(given)))
 
 
 @blueprint.post("/quote-parse")
@@ -76,7 +77,7 @@ def quote_parse(given: Mapping[str, Any]) -> dict[str, object]:
     raw, text = read_bytes("quote", given["quote"]), schemas.collateral(given)
     verification = _verification()
     parsed = verification.quotes.parse(raw, verification.now(), text, given.get("at"))
-    return schemas.parsed_answer(parsed)
+    return verify_answers.parsed_answer(parsed)
 
 
 @blueprint.post("/quote-parse-sev")
@@ -89,7 +90,9 @@ def quote_parse_sev(given: Mapping[str, Any]) -> dict[str, object]:
     raw, certificates = read_bytes("quote", given["quote"]), schemas.snp_collateral(given)
     verification = _verification()
     model, now = given["processor_model"], verification.now()
-    return schemas.parsed_answer(verification.quotes.parse_sev(raw, now, model, certificates))
+    return verify_answers.parsed_answer(
+        verification.quotes.parse_sev(raw, now, model, certificates)
+    )
 
 
 @blueprint.get("/gateway-attestation")

@@ -10,17 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields
 from marshmallow.validate import Length, OneOf, Range
 
-from attest.artifacts import Registers, SevBuild, TdxBuild
+from attest.artifacts import Registers
 from attest.eventlog import MAX_JSON_CHARS
-from attest.quote import TdxQuote
-from attest.snp import Report
 from core.errors import Invalid
-from secretvm.builds import Finding, SevClaim, TdxClaim, padded_text
+from secretvm.builds import SevClaim, TdxClaim, padded_text
 from secretvm.document import COMPOSE_LIMIT
-from secretvm.quotes import MAX_QUOTE, MODELS, Parsed, SnpCollateral, hex_of, read_bytes
+from secretvm.quotes import MAX_QUOTE, MODELS, SnpCollateral, read_bytes
+from secretvm.schemas import Optional, Request
 
 _HEX = re.compile(r"(?:0[xX])?([0-9a-fA-F]*)")
 _QUOTE_CHARS = 3 * MAX_QUOTE
@@ -73,31 +72,14 @@ class TextUpload(Upload):
             raise ValidationError("must be UTF-8 text") from None
 
 
-class Text(fields.String):
-    """A text that can be written as UTF-8; absent and empty are one."""
+class ComposeSchema(Request):
+    """The compose file that a VM should run, and what came with it."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(load_default="", **kwargs)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        text = str(super()._deserialize(value, attr, data, **kwargs))
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValidationError("must be valid Unicode") from None
-        return text
+    dockercompose = Upload(COMPOSE_LIMIT, required=True)
+    dockerFilesSha256 = Hex(32, load_default=bytes)
 
 
-class Known(Schema):
-    """Clients are newer than this service, or older."""
-
-    class Meta:
-        """Other fields are ignored."""
-
-        unknown = EXCLUDE
-
-
-class RegistersSchema(Known):
+class RegistersSchema(Request):
     """The registers that a build is known by."""
 
     MRTD = Hex(48, required=True)
@@ -106,34 +88,35 @@ class RegistersSchema(Known):
     RTMR2 = Hex(48, required=True)
 
 
-class TdxClaimSchema(RegistersSchema):
+class TdxClaimSchema(ComposeSchema, RegistersSchema):
     """The form of verify-docker; the two last fields tell of a VM that measures as Casemate's guests do.
 
     `event_log` is the JSON of the guest's GetQuote, `app_compose` the exact document.
     """
 
     rtmr3 = Hex(48, required=True)
-    dockercompose = Upload(COMPOSE_LIMIT, required=True)
-    dockerFilesSha256 = Hex(32, load_default=bytes)
     dstack_app_id = Hex(20, load_default=bytes)
     event_log = TextUpload(MAX_JSON_CHARS, load_default="")
     app_compose = TextUpload(MAX_JSON_CHARS, load_default="")
 
 
-class SevClaimSchema(Known):
+class SevClaimSchema(ComposeSchema):
     """The form of verify-docker-sev; the names are padded, or in hex, as the report has them."""
 
-    dockercompose = Upload(COMPOSE_LIMIT, required=True)
     family_id = fields.String(required=True, validate=Length(1, 64))
     image_id = fields.String(required=True, validate=Length(1, 64))
     measurement = Hex(48, required=True)
-    dockerFilesSha256 = Hex(32, load_default=bytes)
 
 
-class QuoteSchema(Known):
-    """The body of quote-parse."""
+class AnyQuoteSchema(Request):
+    """A quote in one of the forms of secretvm/quotes.py."""
 
     quote = fields.String(required=True, validate=Length(1, _QUOTE_CHARS))
+
+
+class QuoteSchema(AnyQuoteSchema):
+    """The body of quote-parse."""
+
     collateral = fields.Dict(metadata={"description": "QuoteCollateralV3 of dcap-qvl"})
     at = fields.Integer(
         strict=True,
@@ -142,21 +125,20 @@ class QuoteSchema(Known):
     )
 
 
-class SevQuoteSchema(Known):
+class SevQuoteSchema(AnyQuoteSchema):
     """The body of quote-parse-sev."""
 
-    quote = fields.String(required=True, validate=Length(1, _QUOTE_CHARS))
     processor_model = fields.String(load_default="", validate=OneOf(["", *MODELS]))
-    vcek = Text(metadata={"description": "DER in base64"})
-    cert_chain = Text(metadata={"description": "ASK and ARK in PEM"})
-    crl = Text(metadata={"description": "DER in base64"})
+    vcek = Optional(load_default="", metadata={"description": "DER in base64"})
+    cert_chain = Optional(load_default="", metadata={"description": "ASK and ARK in PEM"})
+    crl = Optional(load_default="", metadata={"description": "DER in base64"})
 
 
-class HostSchema(Known):
+class HostSchema(Request):
     """Which host is to be asked."""
 
-    domain = Text()
-    host = Text()
+    domain = Optional(load_default="")
+    host = Optional(load_default="")
     port = fields.Integer(validate=Range(1, 65535))
 
 
@@ -307,141 +289,3 @@ def host(given: Mapping[str, Any]) -> str:
     if not name:
         raise Invalid.field("domain", "is required (or host)")
     return name
-
-
-# From outcomes to answers
-
-
-def tdx_answer(claim: TdxClaim, found: Finding) -> dict[str, object]:
-    """What verify-docker says of an outcome."""
-    said: dict[str, object] = {**_finding(found), "rtmr3": claim.rtmr3.hex()}
-    if isinstance(found.build, TdxBuild):
-        said["host_id"] = found.build.host_id.hex() or None
-    if found.code:
-        said["expected_rtmr3"] = found.expected.hex() if found.expected else None
-    else:
-        # There is no list of where builds lie.
-        said |= {"dockerFilesSha256Used": found.docker_files.hex() or None, "artifactsLink": None}
-    return said
-
-
-def sev_answer(claim: SevClaim, found: Finding) -> dict[str, object]:
-    """What verify-docker-sev says of an outcome; the registry has no host ids for it."""
-    said: dict[str, object] = {**_finding(found), "measurement": claim.measurement.hex()}
-    if found.expected:
-        said["expected_measurement"] = found.expected.hex()
-    return {**said, "host_id": None}
-
-
-def _finding(found: Finding) -> dict[str, object]:
-    status = {"status": "error", "code": found.code} if found.code else {"status": "success"}
-    build = found.build
-    names: dict[str, object] = {}
-    if isinstance(build, (TdxBuild, SevBuild)):
-        names = {
-            "vm_type": found.size,
-            "artifacts_ver": build.version,
-            "environment": build.environment,
-        }
-    return {**status, "message": found.message, **names}
-
-
-def resolved(builds: tuple[TdxBuild, ...]) -> dict[str, object]:
-    """What resolve-attestation says of builds, newest first."""
-    named = [
-        {
-            "vm_type": each.size,
-            "artifacts_ver": each.version,
-            "environment": each.environment,
-        }
-        for each in builds
-    ]
-    return {"status": "success", **named[0], "candidates": named}
-
-
-def parsed_answer(parsed: Parsed) -> dict[str, object]:
-    """What quote-parse and quote-parse-sev say of a quote."""
-    found = parsed.evidence
-    has_collateral = bool(parsed.collateral)
-    status: dict[str, object] = {
-        "attestation_type": "sev" if isinstance(found, Report) else "tdx",
-        "result": parsed.result,
-        "exp_status": str(int(parsed.has_expired)),
-        "tcb_status": parsed.tcb_status,
-        "advisory_ids": list(parsed.advisory_ids),
-        "debug": parsed.is_debug,
-        "message": parsed.message or None,
-    }
-    if isinstance(found, Report):
-        status["checks"] = dict(parsed.checks)
-    shown = _report(found) if isinstance(found, Report) else _quote(found)
-    # Anybody can write a machine's id into a quote that nothing vouches for.
-    is_there = parsed.is_known_machine and parsed.is_genuine
-    return {
-        "quote": {**shown, "machine_id": parsed.machine_id, "fmspc": parsed.fmspc},
-        "collateral": hex_of(parsed.collateral) if has_collateral else {"error": parsed.message},
-        "status": status,
-        "proof_of_cloud": is_there,
-        "origin": parsed.origin if is_there else None,
-        "checked_at": parsed.checked_at,
-    }
-
-
-def _quote(quote: TdxQuote) -> dict[str, object]:
-    report = quote.report
-    said: dict[str, object] = {
-        "version": quote.version,
-        "tee_type": quote.tee_type,
-        "att_key_type": quote.key_type,
-        "qe_svn": quote.qe_svn,
-        "pce_svn": quote.pce_svn,
-        "qe_vendor_id": quote.qe_vendor_id.hex(),
-        "user_data": quote.user_data.hex(),
-        "tcb_svn": report.tee_tcb_svn.hex(),
-        "mr_seam": report.mr_seam.hex(),
-        "mr_signer_seam": report.mr_signer_seam.hex(),
-        "seam_attributes": report.seam_attributes.hex(),
-        "td_attributes": report.td_attributes.hex(),
-        "xfam": report.xfam.hex(),
-        "mr_td": report.mrtd.hex(),
-        "mr_config_id": report.mr_config_id.hex(),
-        "mr_owner": report.mr_owner.hex(),
-        "mr_owner_config": report.mr_owner_config.hex(),
-        **{f"rtmr{number}": value.hex() for number, value in enumerate(report.rtmrs)},
-        "report_data": report.report_data.hex(),
-    }
-    if report.mr_service_td:
-        said["tcb_svn2"] = report.tee_tcb_svn2.hex()
-        said["mr_service_td"] = report.mr_service_td.hex()
-    return said
-
-
-def _report(report: Report) -> dict[str, object]:
-    return {
-        "version": report.version,
-        "guest_svn": report.guest_svn,
-        "policy": f"0x{report.policy:016x}",
-        "family_id": report.family_id.hex(),
-        "family": padded_text(report.family_id.decode(errors="replace")),
-        "image_id": report.image_id.hex(),
-        "image": padded_text(report.image_id.decode(errors="replace")),
-        "vmpl": report.vmpl,
-        "signature_algo": report.signature_algorithm,
-        "platform_info": report.platform_info,
-        "key_flags": report.key_flags,
-        "report_data": report.report_data.hex(),
-        "measurement": report.measurement.hex(),
-        "host_data": report.host_data.hex(),
-        "id_key_digest": report.id_key_digest.hex(),
-        "author_key_digest": report.author_key_digest.hex(),
-        "report_id": report.report_id.hex(),
-        "report_id_ma": report.report_id_ma.hex(),
-        "chip_id": report.chip_id.hex(),
-        "current_tcb": report.current_tcb.hex(),
-        "reported_tcb": report.reported_tcb.hex(),
-        "committed_tcb": report.committed_tcb.hex(),
-        "launch_tcb": report.launch_tcb.hex(),
-        "cpuid_family": report.family,
-        "cpuid_model": report.model,
-        "cpuid_stepping": report.stepping,
-    }

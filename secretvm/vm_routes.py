@@ -112,7 +112,7 @@ def details(vm_id: str) -> Response:
 def launch(asked: Wanted, vm_id: str) -> Response:
     """Start a created or stopped VM, with another compose file or other secrets where they are given."""
     found = _found(vm_id).vm.id
-    secret_vms().launch(found, asked)
+    secret_vms().launch(caller(), found, asked)
     return _told(found)
 
 
@@ -172,7 +172,7 @@ def cpu(vm_id: str) -> Response:
 @refuses(401, 404, 409, 413, 503)
 def update_background(asked: Wanted, vm_id: str) -> Response:
     """Change a VM, and restart it in the background if it runs; what is left out stays as it is."""
-    job_id = secret_vms().update_later(_found(vm_id), asked)
+    job_id = secret_vms().update_later(caller(), _found(vm_id), asked)
     return answer({"jobId": job_id, "status": "pending"})
 
 

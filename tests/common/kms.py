@@ -84,7 +84,7 @@ class RunningKms:
                 stdout=log,
                 stderr=log,
             )
-        until(lambda: self.answers(scheme), seconds=30, what=f"the start of the KMS ({self.log})")
+        until(lambda: self.answers(scheme), seconds=60, what=f"the start of the KMS ({self.log})")
 
     def answers(self, scheme: str = "https") -> bool:
         """Whether it listens."""
@@ -93,7 +93,7 @@ class RunningKms:
             url = f"{scheme}://127.0.0.1:{self.port}/health"
             # Its root is not known yet: its certificate is what the tests are about.
             return requests.get(url, timeout=5, verify=False).text == "OK"
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def stop(self) -> None:

@@ -8,15 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from core import config as configuration
-from core.config import (
-    AuthConfig,
-    AutoRestartConfig,
-    Config,
-    CvmConfig,
-    ImageConfig,
-    PortMappingConfig,
-    PortRange,
-)
+from core.config import AuthConfig, Config, ImageConfig
+from core.config_cvm import AutoRestartConfig, CvmConfig, PortMappingConfig, PortRange
 from image import manifest, registry
 from image.registry import Image
 from models.vm import Vm

@@ -62,14 +62,14 @@ class RunningService:
                 stdout=log,
                 stderr=log,
             )
-        until(self._answers, seconds=30, what=f"the service's start (log: {self.log})")
+        until(self._answers, seconds=60, what=f"the service's start (log: {self.log})")
         return time.monotonic() - began
 
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.log.read_text()
         try:
             return requests.get(f"{self.base}/prpc/Version", timeout=5).status_code == 401
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def request(self, verb: str, path: str, **kwargs: Any) -> requests.Response:
@@ -132,21 +132,21 @@ class RunningService:
         """Ends the service in order."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=60)
 
     def kill(self, *, everything: bool) -> None:
         """kill -9 of the master, or of the master, its workers and the background process.
 
-        Left alone, workers and background process end with their master, within 2 s.
+        Left alone, workers and background process end with their master.
         """
         assert self.process is not None
         children = self.children()
         for each in [psutil.Process(self.process.pid), *(children if everything else [])]:
             each.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=30)
         until(
             lambda: all(_has_ended(child) for child in children),
-            seconds=2,
+            seconds=10,
             what="the end of the master's children",
         )
 

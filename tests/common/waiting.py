@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float = 10, what: str = "it") -> T:
+def until(condition: Callable[[], T], *, seconds: float = 30, what: str = "it") -> T:
     """The first true answer of `condition`; fails after `seconds` and says `what` did not happen."""
     deadline = time.monotonic() + seconds
     while True:

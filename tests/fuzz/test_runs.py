@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -10,20 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import schemathesis
 from flask import Flask
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
 
 from core.config import Config
 from runs.specs import FleetSpec, RunSpec
+from tests.common import fuzz
 
-# These say that something outside is missing (the guest, QEMU, the KMS, the balancer) or is not offered here.
-MEANT = {501, 502, 503, 504}
-EXAMPLES = 8
 TOKEN = "cm_of-the-fuzzer"
 
 
@@ -34,26 +28,14 @@ def config(config: Config) -> Config:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_no_call_fails_whatever_it_is_given(app: Flask, mode: GenerationMode) -> None:
-    schema = schemathesis.openapi.from_wsgi("/openapi.json", app)
-    tried: dict[str, int] = {}
-
-    def meets_no_fault(case: schemathesis.Case) -> None:
-        tried[case.path] = tried.get(case.path, 0) + 1
-        answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
-        if answer.status_code not in MEANT:
-            case.validate_response(answer, checks=[not_a_server_error])
-
-    for found in schema.get_all_operations():
-        some = settings(
-            max_examples=EXAMPLES,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-            database=None,
-            derandomize=True,
-        )
-        # A call without arguments cannot be made wrongly.
-        with contextlib.suppress(Unsatisfiable):
-            some(given(found.ok().as_strategy(generation_mode=mode))(meets_no_fault))()
+    tried = fuzz.meet_no_fault(
+        app,
+        "/openapi.json",
+        mode,
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        meant={501, *fuzz.MISSING},  # 501 says that it is not offered here
+        is_described=True,
+    )
 
     assert tried.keys() >= {
         "/api/runs/list",

@@ -15,15 +15,18 @@ from sqlalchemy import select
 from sqlalchemy import update as change
 from werkzeug.test import TestResponse
 
+from accounts.service import Accounts
 from core.config import Config
+from models.app import Revision
 from models.base import Database
 from models.cluster import Cluster, ClusterNode
 from models.job import Job
 from models.vm import Vm
 from secretvm import balancer as balancing
 from secretvm import duties, jobs
-from secretvm.cluster_jobs import Tender
+from secretvm.cluster_nodes import Nodes
 from secretvm.front import Traffic
+from secretvm.service import SecretVms
 from tests.api.secretvm.conftest import COMPOSE, Tenant
 from tests.common import rows
 from tests.common.backends import Client
@@ -164,6 +167,10 @@ def test_no_request_is_lost_in_a_rolling_update(
     assert all("hello:1" in text for text in before.values())
     shown = alice.get(f"/cluster/{cluster['id']}").json
     assert (shown["docker_file"], shown["status"]) == (OTHER.decode(), "running")
+    with database.reading() as session:
+        makers = session.scalars(select(Revision.user_id)).all()
+        owner = session.scalars(select(Cluster.user_id)).one()
+    assert owner and makers == [owner] * 4
 
 
 def compose_files(database: Database) -> dict[str, str]:
@@ -230,7 +237,6 @@ def test_a_cluster_is_counted_and_measured(working: None, alice: Tenant) -> None
 
     until(
         lambda: alice.get(f"{path}/traffic").json["total_requests"] == 10,
-        seconds=5,
         what="the count",
     )
     traffic, stats = alice.get(f"{path}/traffic").json, alice.get(f"{path}/stats").json
@@ -498,7 +504,7 @@ def test_a_job_that_was_interrupted_makes_no_node_twice(
     cluster_id = written(alice, database, skip_attest="1")
     vms: Vms = app.extensions["vms"]
     worker = jobs.Worker(vms)
-    link = "secretvm.clusters.update"
+    link = "secretvm.cluster_nodes.update"
 
     # Killed between making a VM and writing down whose it is.
     with monkeypatch.context() as patched:
@@ -531,8 +537,8 @@ def test_what_a_failed_job_left_is_tidied(alice: Tenant, app: Flask, database: D
     with database.writing() as session:
         session.execute(change(Job).values(status="failed"))
 
-    tender = Tender(duties.of(app.extensions["vms"])[-1].clusters)  # type: ignore[attr-defined]
-    tender.clusters.tend()
+    vms: Vms = app.extensions["vms"]
+    Nodes(SecretVms(vms, Accounts.of(vms.config, vms.database))).tend()
 
     assert count(database, ClusterNode) == 0
     assert alice.get(f"/cluster/{cluster_id}").json["status"] == "error"

@@ -12,12 +12,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from sqlalchemy import select
 
+from core import faults
 from guest import env
+from models.app import Revision
 from models.base import Database
 from models.job import Job
 from models.vm import Vm
 from secretvm import document, tasks
 from secretvm.jobs import Worker
+from secretvm.service import SecretVms
 from tests.api.secretvm.conftest import COMPOSE, Tenant
 from tests.common import rows
 from vmm.service import Vms
@@ -591,6 +594,56 @@ def test_an_update_that_breaks_a_rule_changes_nothing(alice: Tenant, body: Any) 
 
     assert answer.status_code == 400, answer.text
     assert alice.get(f"/vm/{vm['id']}").json == vm
+
+
+def test_of_two_updates_at_the_same_time_one_is_refused_and_changes_nothing(
+    alice: Tenant, vms: Vms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm, prepare = alice.made(), SecretVms.changed
+    path, statuses = f"/vm/{vm['id']}/update-background", []
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(SecretVms, "changed", prepare)
+        statuses.append(alice.post(path, json={"name": "first"}).status_code)
+        return prepare(*given)
+
+    monkeypatch.setattr(SecretVms, "changed", meanwhile)
+    statuses.append(alice.post(path, json={"name": "second"}).status_code)
+
+    assert statuses == [200, 409]
+    assert alice.get(f"/vm/{vm['id']}").json["nameFromUser"] == "first"
+    with vms.database.reading() as session:
+        assert len(session.scalars(select(Job)).all()) == 1
+
+
+def test_an_update_that_is_cut_off_leaves_neither_a_change_nor_a_job(
+    alice: Tenant, vms: Vms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = alice.made()
+    before = alice.get(f"/vm/{vm['id']}").json
+
+    def killed(name: str) -> None:
+        if name == "update.assigned":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(faults, "point", killed)
+        alice.post(f"/vm/{vm['id']}/update-background", json={"name": "new", "description": "new"})
+
+    assert alice.get(f"/vm/{vm['id']}").json == before
+    with vms.database.reading() as session:
+        assert session.scalars(select(Job)).all() == []
+
+
+def test_a_change_is_told_with_who_made_it(alice: Tenant, database: Database) -> None:
+    vm = alice.made()
+    text = base64.b64encode(b"services: {other: {image: y}}").decode()
+
+    alice.post(f"/vm/{vm['id']}/update-background", json={"dockerComposeBase64": text})
+
+    with database.reading() as session:
+        makers = session.scalars(select(Revision.user_id)).all()
+    assert makers == [row(database, vm["id"]).user_id] * 2
 
 
 def test_a_batch_is_one_job_a_vm_and_leaves_out_what_is_not_there(

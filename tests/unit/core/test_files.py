@@ -249,7 +249,7 @@ def test_a_lock_file_that_was_removed_while_we_waited_is_not_the_lock(tmp_path: 
             # The waiter wakes up with the lock of the old file, and waits for the new one.
             pass
 
-    assert got.wait(10)
+    assert got.wait(30)
     waiting.join()
 
 

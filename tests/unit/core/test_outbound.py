@@ -292,7 +292,7 @@ def test_a_peer_that_drips_or_says_nothing_is_cut_off_in_time(
         began = time.monotonic()
         with pytest.raises(Upstream, match="did not answer in time"):
             ask(Outbound(Reach.ANY), "127.0.0.1", silent.getsockname()[1])
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4.5
 
 
 def test_a_name_server_that_says_nothing_is_not_waited_for(

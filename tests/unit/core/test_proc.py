@@ -68,7 +68,7 @@ def test_a_started_program_writes_to_its_log_and_knows_our_environment(
         ["sh", "-c", "echo $INHERITED $OWN; echo no >&2"], env={"OWN": "too"}, log=tmp_path / "log"
     )
 
-    assert started.wait(10) == 0
+    assert started.wait(30) == 0
     assert (tmp_path / "log").read_text() == "before\nyes too\nno\n"
 
 

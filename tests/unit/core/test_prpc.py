@@ -172,11 +172,11 @@ def test_only_an_object_is_a_message(body: object) -> None:
 def test_a_list_that_is_too_long_is_refused_before_its_entries_are_looked_at() -> None:
     entries = [{"name": "a"}] * 300_000
 
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(Invalid, match="leaves: at most 3 entries"):
         prpc.load(Everything, {"leaves": entries})
 
-    assert time.monotonic() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_a_message_may_load_into_a_dataclass() -> None:
@@ -340,7 +340,7 @@ def test_any_bytes_are_json_or_are_refused(body: bytes) -> None:
     except Invalid:
         return
 
-    assert value == {} or json.loads(body) is not None or body.strip() == b"null"
+    assert value == (json.loads(body) if body.strip() else {})
 
 
 @given(st.lists(st.tuples(st.sampled_from([*ZERO, "texts[0]", "x"]) | st.text(), st.text())))

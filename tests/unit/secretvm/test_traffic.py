@@ -111,11 +111,6 @@ def requests_of(database: Database, cluster_id: str) -> int:
         return traffic.read(session, cluster_id).requests
 
 
-def read_all(reader: Reader) -> None:
-    while reader.read():
-        pass
-
-
 def line_of(cluster_id: str) -> bytes:
     return f"{cluster_id} n1 200 10 10 0 5 5 --\n".encode()
 
@@ -131,7 +126,7 @@ def test_each_line_is_counted_once_however_the_log_grows_and_whoever_reads(
     for at in range(0, len(data), size):
         with log.open("ab") as file:
             file.write(data[at : at + size])
-        read_all(Reader(reader.balancer))  # each knows only what is in the database
+        Reader(reader.balancer).read_all()  # each knows only what is in the database
 
     assert requests_of(database, cluster.id) == 5
 
@@ -146,7 +141,7 @@ def test_what_failed_to_be_added_is_read_again(
         with pytest.raises(ZeroDivisionError):
             reader.read()
 
-    read_all(reader)
+    reader.read_all()
 
     assert requests_of(database, cluster.id) == 3
 
@@ -157,12 +152,12 @@ def test_a_new_or_shortened_log_is_read_from_its_beginning(
     cluster = add_cluster(database, [])
     log = reader.balancer.folder / traffic.LOG
     log.write_bytes(line_of(cluster.id) * 3)
-    read_all(reader)
+    reader.read_all()
     log.write_bytes(line_of(cluster.id))
-    read_all(reader)
+    reader.read_all()
     log.rename(log.with_suffix(".old"))
     log.write_bytes(line_of(cluster.id) * 4)
-    read_all(reader)
+    reader.read_all()
 
     assert requests_of(database, cluster.id) == 8
 
@@ -173,10 +168,10 @@ def test_what_is_no_line_and_never_ends_does_not_stop_the_counting(
     cluster = add_cluster(database, [])
     log = reader.balancer.folder / traffic.LOG
     log.write_bytes(b"x" * 5000)
-    read_all(reader)
+    reader.read_all()
     with log.open("ab") as file:
         file.write(b"\n" + line_of(cluster.id))
-    read_all(reader)
+    reader.read_all()
 
     assert requests_of(database, cluster.id) == 1
 
@@ -189,10 +184,10 @@ def test_the_room_of_counted_lines_is_given_back(
     log = reader.balancer.folder / traffic.LOG
     line = line_of(cluster.id)
     log.write_bytes(line * (256 * 1024 // len(line)))
-    read_all(reader)
+    reader.read_all()
     with log.open("ab") as file:
         file.write(line)
-    read_all(reader)
+    reader.read_all()
 
     assert requests_of(database, cluster.id) == 256 * 1024 // len(line) + 1
     assert log.stat().st_blocks * 512 < 64 * 1024

@@ -7,11 +7,12 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import BoundedSemaphore
 from typing import Any
 
 from flask import Flask, Request, Response, current_app, g, render_template, request, session
-from flask.sessions import SecureCookieSessionInterface
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -76,9 +77,13 @@ class Surface:
     # For tenants: a credential of theirs is always needed, whatever [auth] says of the VMM's own interface.
     for_tenants: bool = False
 
+    @cached_property
+    def _below(self) -> tuple[str, ...]:
+        return tuple(each + "/" for each in self.prefixes)
+
     def has(self, path: str) -> bool:
         """Whether a path is one of its."""
-        return any(path == each or path.startswith(each + "/") for each in self.prefixes)
+        return path.startswith(self._below) or path in self.prefixes
 
 
 def create_app(config: Config, host: Host) -> Flask:
@@ -134,6 +139,12 @@ class WholeRequest(Request):
 class Sessions(SecureCookieSessionInterface):
     """Session cookies that a browser gives back over TLS alone, where they came over TLS."""
 
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """What the request's cookie says; programs send none, and pay for no look at keys."""
+        if "Cookie" not in request.headers:
+            return self.session_class()
+        return super().open_session(app, request)
+
     def get_cookie_secure(self, app: Flask) -> bool:
         """Whether this request came over TLS, if need be to the proxy in front."""
         return request.is_secure
@@ -161,7 +172,8 @@ def _authenticate() -> None:
 
 
 def _surface() -> Surface:
-    return next((each for each in SURFACES if each.has(request.path)), VMM)
+    path = request.path
+    return next((each for each in SURFACES if each.has(path)), VMM)
 
 
 def _tenant(accounts: Accounts) -> Caller | None:
@@ -261,4 +273,4 @@ SECRETVM = Surface(
     for_tenants=True,
 )
 # The first that has the path; the VMM speaks where none has.
-SURFACES = (RUNS, SECRETVM, VMM, VERIFIER, APPS, PAGES)
+SURFACES = (RUNS, APPS, SECRETVM, VMM, VERIFIER, PAGES)

@@ -145,12 +145,12 @@ def parse(text: str) -> tuple[str, str, str]:
     blob, _, comment = rest.strip().partition(" ")
     is_one_line = "\n" not in text.strip() and text.strip().isprintable()
     if kind not in _KINDS or not is_one_line:
-        raise Invalid("key: must be one line like `ssh-ed25519 AAAA... comment`")
+        raise Invalid.field("key", "must be one line like `ssh-ed25519 AAAA... comment`")
     try:
         base64.b64decode(blob, validate=True)
         serialization.load_ssh_public_key(f"{kind} {blob}".encode())
     except (binascii.Error, ValueError):
-        raise Invalid("key: is no public key of OpenSSH") from None
+        raise Invalid.field("key", "is no public key of OpenSSH") from None
     except UnsupportedAlgorithm:  # of a security token: its form is right, and sshd judges the rest
         pass
     return kind, blob, comment.strip()

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import OperationalError
 
 from accounts import tokens
@@ -16,13 +17,21 @@ from accounts.htpasswd import Htpasswd
 from accounts.roles import OPERATOR, Caller, GlobalRole, ProjectRole
 from core.config import Config
 from core.errors import Forbidden, Unauthenticated
-from models.account import Member, Token
+from models.account import Member, Token, User
 from models.base import Database
 
 logger = logging.getLogger(__name__)
 
 # When a token was used last is kept to the hour: a read must not cost a write each time.
 USED_TO_MS = 3_600_000
+
+_TOKENS, _USERS = Token.__table__, User.__table__
+# Each call asks this: built once, and its plain row costs a fifth of what an object of a session does.
+_KNOWN = (
+    select(*_TOKENS.c, _USERS.c.name.label("user_name"), _USERS.c.role, _USERS.c.active)
+    .join_from(_TOKENS, _USERS, _TOKENS.c.user_id == _USERS.c.id)
+    .where(_TOKENS.c.digest == bindparam("digest"))
+)
 
 
 @dataclass(frozen=True)
@@ -116,19 +125,14 @@ class Accounts:
         if self.htpasswd and (name := self.htpasswd.named(digest)):
             return replace(OPERATOR, name=name, digest=digest)
         with self.database.reading() as session:
-            token = session.scalar(select(Token).where(Token.digest == digest))
+            token = session.execute(_KNOWN, {"digest": digest}).one_or_none()
         if token is None or not tokens.is_among(digest, (token.digest,)) or not _is_good(token):
             return None
         self._note_use(token)
-        return Caller(
-            token.user_id,
-            token.user.name,
-            token.user.role == GlobalRole.ADMIN,
-            token.project_id,
-            digest,
-        )
+        is_admin = token.role == GlobalRole.ADMIN
+        return Caller(token.user_id, token.user_name, is_admin, token.project_id, digest)
 
-    def _note_use(self, token: Token) -> None:
+    def _note_use(self, token: Any) -> None:
         now = _now_ms()
         if token.used_ms is not None and now - token.used_ms < USED_TO_MS:
             return
@@ -140,9 +144,9 @@ class Accounts:
             logger.warning("the use of a token was not noted: %s", error.orig)
 
 
-def _is_good(token: Token) -> bool:
+def _is_good(token: Any) -> bool:
     has_expired = token.expires_ms is not None and token.expires_ms <= _now_ms()
-    return token.user.active and token.revoked_ms is None and not has_expired
+    return token.active and token.revoked_ms is None and not has_expired
 
 
 def _now_ms() -> int:

@@ -62,7 +62,7 @@ class Allowlist:
         app_id = bare_app_id(name)
         if app_id is None:
             raise BadArguments("path", {"app_id": ["must be 40 hex digits"]})
-        rows = [row for row in self.apps.rows(caller) if row.app_id == app_id]
+        rows = self.apps.rows(caller, app_id)
         asked = Asked(digits(wanted.compose_hash), self._device(wanted))
         return answer(app_id, self.verdicts(app_id, self._chain_of(rows, wanted), [asked])[0])
 
@@ -153,8 +153,8 @@ class Allowlist:
             ]
         contract = bytes.fromhex(app_id)
         calls = [Call(contract, encode("allowAnyDevice()"))]
-        calls += [_call(contract, "allowedComposeHashes", each.compose_hash) for each in asked]
-        calls += [_call(contract, "allowedDeviceIds", each.device_id) for each in asked]
+        calls += [asking(contract, "allowedComposeHashes", each.compose_hash) for each in asked]
+        calls += [asking(contract, "allowedDeviceIds", each.device_id) for each in asked]
         try:
             any_device, *told = self.chains.reader(chain_id).calls(calls)
         except CasemateError as error:
@@ -163,7 +163,8 @@ class Allowlist:
         return [_verdict(each, any_device, text, device) for each, text, device in pairs]
 
 
-def _call(contract: bytes, function: str, value: str) -> Call:
+def asking(contract: bytes, function: str, value: str) -> Call:
+    """The question whether a contract's list has a value of 32 bytes (hex); "" is asked as zeros."""
     return Call(contract, encode(f"{function}(bytes32)", bytes.fromhex(value or "00" * 32)))
 
 
@@ -175,13 +176,13 @@ def _verdict(asked: Asked, any_device: Answer, text: Answer, device: Answer) -> 
     told_of |= {"device": device} if asked.device_id else {}
     for name, told in told_of.items():
         try:
-            read[name] = _flag(told)
+            read[name] = flag(told)
         except Upstream as error:
             read["error"] = read.get("error") or error.message
     return Verdict(asked, **read)
 
 
-def _flag(told: Answer) -> bool:
+def flag(told: Answer) -> bool:
     """A bool of a contract: one word, 0 or 1.  Nothing at all means that no contract is there."""
     if isinstance(told, CasemateError):
         raise told

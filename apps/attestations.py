@@ -91,9 +91,15 @@ def heard(vms: Vms, cvm: Cvm) -> Said:
         device_id=told["device_id"].hex(),
         instance_id=told["instance_id"].hex() or None,
         tcb_info=tcb,
-        error=None if tcb else "the guest shows no TCB info",
+        error=_lacking(tcb, chain),
         pem=told["app_cert"],
     )
+
+
+def _lacking(tcb: Json | None, chain: Sequence[Json]) -> str | None:
+    if tcb is None:
+        return "the guest shows no TCB info"
+    return None if chain else "the guest shows no certificate"
 
 
 def instance(cvm: Cvm, said: Said) -> Json:

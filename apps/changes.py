@@ -24,7 +24,7 @@ from apps.schemas import CvmChange
 from apps.service import Apps
 from attest import compose
 from core.errors import CasemateError, Invalid, NotFound, Unavailable
-from models.app import CvmProfile
+from models.app import CvmProfile, Provision
 from vmm.records import Owner
 from vmm.revisions import Cause
 from vmm.schemas import Change, Configuration
@@ -110,26 +110,32 @@ class Changes:
             self.apply(cvm, change, Cause(caller.user_id, trace_id))
         return trace_id
 
-    def apply(self, cvm: Cvm, change: Change, cause: Cause) -> None:
-        """Applies a checked change of a VM, around which a running one is ended and started."""
+    def apply(
+        self, cvm: Cvm, change: Change, cause: Cause, promise: Provision | None = None
+    ) -> None:
+        """Applies a checked change of a VM, around which a running one is ended and started.
+
+        The `promise` that it keeps is taken together with the change of its row.
+        """
         was_up = self._is_up(cvm.uuid)
         if was_up:
             self._end(cvm.uuid, GRACE_S)
         try:
             publish = published(change.compose_file) if change.compose_file else None
-            self.apps.vms.update(change, publish, cause)
-            if change.vcpu or change.memory:
-                self._name_size(cvm.uuid)
+            has_new_size = bool(change.vcpu or change.memory)
+            self.apps.vms.update(
+                change,
+                publish,
+                cause,
+                lambda session: records.note_changed(
+                    session, cvm.uuid, promise, has_new_size=has_new_size
+                ),
+            )
         except CasemateError as error:
             raise told_apart(error) from None
         finally:
             if was_up:
                 self._start(cvm.uuid)
-
-    def _name_size(self, vm_id: str) -> None:
-        """Forgets the instance type that a VM was made with: its resources name it now, if any has them."""
-        with self.apps.database.writing() as session:
-            records.forget_size(session, vm_id)
 
     def prepared(self, cvm: Cvm, wanted: CvmChange) -> Change:
         """A change in the VM manager's words, checked as far as that can be done beforehand."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from apps import attestations, inside, offers, pages
+from apps import answers, attestations, inside, offers, pages
 from apps.changes import Changes
 from apps.cvms import Cvm
 from apps.deployments import Deployments
@@ -20,6 +20,7 @@ from apps.schemas import (
     CvmPatch,
     CvmsQuery,
     Deployment,
+    InstanceIds,
     Proof,
     ProvisionRequest,
     ReplicaRequest,
@@ -57,7 +58,7 @@ def updates() -> Updates:
 
 @blueprint.post("/cvms/provision")
 @blueprint.arguments(ProvisionRequest)
-@blueprint.response(200, description="What was promised; nothing boots yet.")
+@blueprint.response(200, answers.Promised, description="What was promised; nothing boots yet.")
 def provision(wanted: Deployment) -> Any:
     """Checks a deployment, draws its app id and keeps it for 14 days."""
     return promise_of(Deployments(service()).provision(caller(), wanted), service().catalog)
@@ -65,7 +66,7 @@ def provision(wanted: Deployment) -> Any:
 
 @blueprint.post("/cvms")
 @blueprint.arguments(CommitRequest)
-@blueprint.response(200, description="The VM, which starts.")
+@blueprint.response(200, answers.CvmActed, description="The VM, which starts.")
 def commit(given: Commitment) -> Any:
     """Makes and starts the VM of a promise."""
     return acted(Deployments(service()).commit(caller(), given))
@@ -73,7 +74,7 @@ def commit(given: Commitment) -> Any:
 
 @blueprint.post("/cvms/<name>/replicas")
 @blueprint.arguments(ReplicaRequest)
-@blueprint.response(200, description="The new VM, which starts.")
+@blueprint.response(200, answers.CvmActed, description="The new VM, which starts.")
 def replicate(wanted: dict[str, Any], name: str) -> Any:
     """Makes one more VM of a CVM's app."""
     Deployments(service()).check_node(wanted["node_id"])
@@ -85,7 +86,9 @@ def replicate(wanted: dict[str, Any], name: str) -> Any:
 
 @blueprint.get("/cvms/paginated")
 @blueprint.arguments(CvmsQuery, location="query")
-@blueprint.response(200, description="A page of the caller's VMs, the newest first.")
+@blueprint.response(
+    200, answers.CvmList, description="A page of the caller's VMs, the newest first."
+)
 def cvms(wanted: dict[str, Any]) -> Any:
     """Lists VMs."""
     page = pages.cvms_page(service(), caller(), wanted)
@@ -93,7 +96,7 @@ def cvms(wanted: dict[str, Any]) -> Any:
 
 
 @blueprint.get("/cvms/<name>")
-@blueprint.response(200, description="The VM.")
+@blueprint.response(200, answers.CvmDetail, description="The VM.")
 def cvm(name: str) -> Any:
     """Shows one VM by any of its names."""
     return version().detail(found(name), links())
@@ -107,9 +110,28 @@ def status_batch(wanted: dict[str, Any]) -> Any:
     return pages.statuses(service(), caller(), wanted["vm_uuids"])
 
 
+@blueprint.patch("/cvms/instance-ids")
+@blueprint.arguments(InstanceIds)
+@blueprint.response(
+    200, answers.InstanceIdList, description="The instance id of each VM; none changes."
+)
+def instance_ids(wanted: dict[str, Any]) -> Any:
+    """Tells the instance ids of many VMs, which are always those that their guests told."""
+    return pages.instance_ids(service(), caller(), wanted, version())
+
+
+@blueprint.patch("/cvms/<name>/instance-id")
+@blueprint.response(
+    200, answers.InstanceId, description="The instance id of the VM; it does not change."
+)
+def instance_id(name: str) -> Any:
+    """Tells the instance id of a VM, which is always the one that its guest told."""
+    return pages.instance_id(service().find(caller(), name), version())
+
+
 @blueprint.get("/cvms/<name>/state")
 @blueprint.arguments(StateQuery, location="query")
-@blueprint.response(200, description="The state; what is not known is left out.")
+@blueprint.response(200, answers.State, description="The state; what is not known is left out.")
 def state(wanted: dict[str, Any], name: str) -> Any:
     """Tells how a VM is; who accepts `text/event-stream` is told again until it is in the `target` state."""
     cvm = found(name)
@@ -142,7 +164,7 @@ def network(name: str) -> Any:
 
 
 @blueprint.get("/cvms/<name>/attestation")
-@blueprint.response(200, description="Certificates and measurements.")
+@blueprint.response(200, answers.CvmAttestation, description="Certificates and measurements.")
 def attestation(name: str) -> Any:
     """Asks a VM's guest for its evidence."""
     cvm = found(name)
@@ -186,7 +208,7 @@ def available_images(name: str) -> Any:
 
 @blueprint.post("/cvms/<name>/is-allowed")
 @blueprint.arguments(AllowanceOfCvm)
-@blueprint.response(200, description="What the contract says.")
+@blueprint.response(200, answers.CvmVerdict, description="What the contract says.")
 def is_allowed(wanted: Allowance, name: str) -> Any:
     """Asks the contract of a CVM's app whether it may run."""
     row, answer = allowlist().of_cvm(caller(), name, wanted)
@@ -197,21 +219,21 @@ def is_allowed(wanted: Allowance, name: str) -> Any:
 
 
 @blueprint.post("/cvms/<name>/start")
-@blueprint.response(200, description="The VM.")
+@blueprint.response(200, answers.CvmActed, description="The VM.")
 def start(name: str) -> Any:
     """Starts a VM."""
     return acted(Changes(service()).start(caller(), name))
 
 
 @blueprint.post("/cvms/<name>/stop")
-@blueprint.response(200, description="The VM.")
+@blueprint.response(200, answers.CvmActed, description="The VM.")
 def stop(name: str) -> Any:
     """Ends a VM by force."""
     return acted(Changes(service()).stop(caller(), name))
 
 
 @blueprint.post("/cvms/<name>/shutdown")
-@blueprint.response(200, description="The VM.")
+@blueprint.response(200, answers.CvmActed, description="The VM.")
 def shutdown(name: str) -> Any:
     """Asks a VM to power off."""
     return acted(Changes(service()).shutdown(caller(), name))
@@ -219,7 +241,7 @@ def shutdown(name: str) -> Any:
 
 @blueprint.post("/cvms/<name>/restart")
 @blueprint.arguments(Restart)
-@blueprint.response(200, description="The VM.")
+@blueprint.response(200, answers.CvmActed, description="The VM.")
 def restart(wanted: dict[str, Any], name: str) -> Any:
     """Ends a VM, by force or with some seconds of grace, and starts it."""
     return acted(Changes(service()).restart(caller(), name, force=wanted["force"]))
@@ -238,7 +260,7 @@ def remove(name: str) -> Any:
 @blueprint.patch("/cvms/<name>")
 @blueprint.arguments(Proof, location="headers")
 @blueprint.arguments(CvmPatch)
-@blueprint.response(202, description="It is under way.")
+@blueprint.response(202, answers.Accepted, description="It is under way.")
 def patch(proof: dict[str, str], wanted: CvmChange, name: str) -> Any:
     """Changes a VM; a running one is started anew."""
     return updates().patch(caller(), found(name), wanted, **proof)

@@ -102,9 +102,6 @@ class Deployments:
         self._check_name(project_id, wanted["name"])
         app_id = str(bare_app_id(given.app_id))
         self.check_app_id(caller, app_id)
-        with self.apps.database.writing() as session:
-            if not records.take(session, provision.id):
-                raise _unknown_hash()
         profile = CvmProfile(
             kms=wanted["kms"],
             instance_type=wanted["instance_type"],
@@ -114,28 +111,38 @@ class Deployments:
         )
         try:
             configuration = self._configuration(provision, app_id, sealed(given.encrypted_env))
-            vm_id = self.make(Owner(project_id, caller.user_id), configuration, profile)
+            owner = Owner(project_id, caller.user_id)
+            vm_id = self.make(owner, configuration, profile, promise=provision)
         except BaseException:
-            self._give_back(provision)
+            if profile.vm_id:  # not somebody else's, who was faster
+                self._give_back(provision)
             raise
         return self.apps.of(vm_id)
 
     # Making --------------------------------------------------------------------------------------
 
     def make(
-        self, owner: Owner, configuration: Configuration, profile: CvmProfile, operation: str = ""
+        self,
+        owner: Owner,
+        configuration: Configuration,
+        profile: CvmProfile,
+        operation: str = "",
+        promise: Provision | None = None,
     ) -> str:
-        """Makes a VM with its profile; the refusals of the VM manager get the interface's codes."""
-        cause = Cause(owner.user_id, str(uuid.uuid4()), operation)
+        """Makes a VM with its profile; the refusals of the VM manager get the interface's codes.
+
+        The `promise` that it keeps is taken together with the making of its row.
+        """
         try:
-            profile.vm_id = self.apps.vms.create(
-                configuration, owner, published(configuration.compose_file), cause
+            return self.apps.vms.create(
+                configuration,
+                owner,
+                published(configuration.compose_file),
+                Cause(owner.user_id, str(uuid.uuid4()), operation),
+                lambda session, vm_id: records.note_made(session, vm_id, profile, promise),
             )
         except CasemateError as error:
             raise told_apart(error) from None
-        with self.apps.database.writing() as session:
-            records.add_profile(session, profile)
-        return profile.vm_id
 
     def check_app_id(self, caller: Caller, app_id: str) -> None:
         """Conflict when the app belongs to somebody else: whoever runs it gets its keys."""
@@ -329,8 +336,7 @@ class Deployments:
 
     def _made(self, caller: Caller, given: Commitment) -> Cvm:
         """The VM that a former commit made."""
-        app_id = bare_app_id(given.app_id)
-        ids = [row.id for row in self.apps.rows(caller) if row.app_id == app_id]
+        ids = [row.id for row in self.apps.rows(caller, bare_app_id(given.app_id) or "")]
         cvms = self.apps.cvms(ids)
         compose_hash = _digits(given.compose_hash)
         found = next((each for each in cvms if each.compose_hash == compose_hash), None)
@@ -353,7 +359,7 @@ class Deployments:
             raise Invalid.field("app_id", "must be 40 hex digits")
         fits = [each for each in waiting if each.app_id in (None, app_id)]
         if not fits:
-            if any(row.app_id == app_id for row in self.apps.rows(caller)):
+            if self.apps.rows(caller, app_id):
                 return None
             raise coded(
                 Conflict("app_id: another one was promised for this compose hash"),
@@ -364,6 +370,7 @@ class Deployments:
         return next((each for each in fits if each.app_id), fits[0])
 
     def _give_back(self, provision: Provision) -> None:
+        """Promises again what a VM took that could not be started; nothing happens while it waits still."""
         again = Provision(
             **{
                 name: getattr(provision, name)
@@ -372,7 +379,8 @@ class Deployments:
             created_ms=provision.created_ms,
         )
         with self.apps.database.writing() as session:
-            records.add_provision(session, again)
+            if not records.waits(session, provision):
+                records.add_provision(session, again)
 
 
 def document_of(wanted: Deployment) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from apps import offers
+from apps import answers, offers
+from apps.contracts import Contracts
 from apps.pages import listing
-from apps.routes import PREFIX, caller, service, version
+from apps.routes import PREFIX, allowlist, caller, service, version
 from apps.schemas import ImagesQuery, KmsQuery, NextIdsQuery, Page, WorkspacesQuery
 from rest.blueprint import Blueprint
 
@@ -16,7 +17,9 @@ blueprint = Blueprint(
 
 
 @blueprint.get("/auth/me")
-@blueprint.response(200, description="The user, and the workspace that the key makes things in.")
+@blueprint.response(
+    200, answers.Me, description="The user, and the workspace that the key makes things in."
+)
 def me() -> Any:
     """Tells whose key it is."""
     return version().me(service().me(caller()))
@@ -58,21 +61,23 @@ def workspace_quotas(slug: str) -> Any:
 
 
 @blueprint.get("/teepods/available")
-@blueprint.response(200, description="The node, its images, and the KMS entries.")
+@blueprint.response(
+    200, answers.AvailableNodes, description="The node, its images, and the KMS entries."
+)
 def available_nodes() -> Any:
     """Tells where CVMs can be made: on this host."""
     return offers.available(service())
 
 
 @blueprint.get("/instance-types")
-@blueprint.response(200, description="The sizes by family.")
+@blueprint.response(200, answers.InstanceTypes, description="The sizes by family.")
 def instance_types() -> Any:
     """Lists the sizes that have a name."""
     return {"result": offers.families(service().config.apps.instance_types)}
 
 
 @blueprint.get("/instance-types/<family>")
-@blueprint.response(200, description="The sizes of the family.")
+@blueprint.response(200, answers.FamilyTypes, description="The sizes of the family.")
 def family(family: str) -> Any:
     """Lists the sizes of one family."""
     return offers.family(service().config.apps.instance_types, family)
@@ -80,7 +85,7 @@ def family(family: str) -> Any:
 
 @blueprint.get("/os-images")
 @blueprint.arguments(ImagesQuery, location="query")
-@blueprint.response(200, description="A page of the images, the newest first.")
+@blueprint.response(200, answers.OsImageList, description="A page of the images, the newest first.")
 def os_images(wanted: dict[str, Any]) -> Any:
     """Lists the OS images of this host."""
     return listing(offers.images(service().catalog, **wanted), offers.image)
@@ -88,7 +93,9 @@ def os_images(wanted: dict[str, Any]) -> Any:
 
 @blueprint.get("/kms")
 @blueprint.arguments(KmsQuery, location="query")
-@blueprint.response(200, description="A page of the KMS entries; of contracts since 2026-06-23.")
+@blueprint.response(
+    200, answers.KmsList, description="A page of the KMS entries; of contracts since 2026-06-23."
+)
 def kms_list(wanted: dict[str, Any]) -> Any:
     """Lists the KMS entries of this host."""
     return listing(offers.kms_page(service().catalog, **wanted), version().kms)
@@ -104,8 +111,17 @@ def next_app_ids(wanted: dict[str, Any]) -> Any:
     return {"app_ids": [{"app_id": app_id, "nonce": nonce} for nonce, app_id in drawn]}
 
 
+@blueprint.get("/kms/on-chain/<chain>")
+@blueprint.response(
+    200, answers.KmsContracts, description="The contracts, and which device and images each allows."
+)
+def kms_on_chain(chain: str) -> Any:
+    """Asks the KMS contracts of a chain about this host's device and images."""
+    return Contracts(service().catalog, allowlist().chains).on(chain)
+
+
 @blueprint.get("/kms/<name>")
-@blueprint.response(200, description="The KMS entry.")
+@blueprint.response(200, answers.Kms, description="The KMS entry.")
 def kms(name: str) -> Any:
     """Shows one KMS entry by its id or slug."""
     return version().kms(offers.kms(service().catalog, name))
@@ -120,7 +136,7 @@ def kms_nodes(name: str) -> Any:
 
 
 @blueprint.get("/kms/<name>/pubkey/<app_id>")
-@blueprint.response(200, description="The X25519 key, signed by the KMS.")
+@blueprint.response(200, answers.AppKey, description="The X25519 key, signed by the KMS.")
 def kms_pubkey(name: str, app_id: str) -> Any:
     """Asks a KMS for the key that an app's variables are sealed to."""
     return offers.env_key(service(), name, app_id)

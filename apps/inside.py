@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from apps.attestations import GUEST_S
@@ -13,7 +13,13 @@ from apps.cvms import Cvm
 from apps.links import Links
 from apps.versions import public_urls
 from core.errors import CasemateError, Forbidden
-from core.messages import GuestText, ListContainersResponse, NetworkInformation, SystemInfo
+from core.messages import (
+    GuestText,
+    ListContainersResponse,
+    LogsOrder,
+    NetworkInformation,
+    SystemInfo,
+)
 from core.prpc import Message
 from vmm.service import Vms
 
@@ -200,11 +206,11 @@ def _document(text: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def container_log(vms: Vms, cvm: Cvm, container: str, lines: int) -> str:
+def container_log(vms: Vms, cvm: Cvm, wanted: LogsOrder) -> str:
     """The last lines of a container's log; Forbidden where the app does not show its logs."""
     if not cvm.flag("public_logs", False):
         raise Forbidden("public_logs is not enabled for this app")
-    order = {"service": container, "lines": min(lines, LINES_MOST)}
+    order = {**asdict(wanted), "lines": min(wanted.lines, LINES_MOST)}
     return str(vms.ask_guest(cvm.uuid, "Logs", GuestText, order)["text"])
 
 

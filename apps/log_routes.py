@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from flask import Response, request
 
-from apps.inside import container_log, followed
+from apps.inside import LINES_MOST, container_log, followed
 from apps.routes import PREFIX, links, service
 from core.errors import NotFound
+from core.messages import LogsOrder
 from rest.access import public
 from rest.blueprint import Blueprint
-from vmm.log_routes import has_left, is_followed, lines, text, vm_log
+from vmm.log_routes import flag, has_left, is_followed, lines, text, vm_log
+
+# Longer than any moment that a guest reads.
+MOMENT_MOST = 32
 
 blueprint = Blueprint("app_logs", __name__, url_prefix=PREFIX, description="Logs.")
 
@@ -33,9 +38,15 @@ def _of_container(vm_id: str, container: str) -> Iterator[str]:
     found = service().cvms([vm_id])
     if not found:
         raise NotFound("CVM not found")
-    wanted, most = lines(), 100_000
-    if not is_followed():
-        return iter([container_log(service().vms, found[0], container, wanted)])
-    return followed(
-        lambda: container_log(service().vms, found[0], container, most), wanted, has_left()
+    given = request.args
+    wanted = LogsOrder(
+        service=container,
+        lines=lines(),
+        since=given.get("since", "")[:MOMENT_MOST],
+        until=given.get("until", "")[:MOMENT_MOST],
+        timestamps=flag("timestamps"),
     )
+    if not is_followed():
+        return iter([container_log(service().vms, found[0], wanted)])
+    whole = replace(wanted, lines=LINES_MOST)
+    return followed(lambda: container_log(service().vms, found[0], whole), wanted.lines, has_left())

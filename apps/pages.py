@@ -10,7 +10,7 @@ from accounts.roles import Caller
 from apps import inside
 from apps.cvms import Cvm, Ref
 from apps.links import Links
-from apps.names import moment
+from apps.names import moment, named
 from apps.service import App, Apps, Page, page_of
 from apps.versions import Json, Version, cvm_ref, user_ref, workspace_ref
 from attest import compose
@@ -46,6 +46,48 @@ def statuses(service: Apps, caller: Caller, uuids: Sequence[str]) -> dict[str, J
     rows = [row for row in service.rows(caller) if row.id.replace("-", "") in wanted]
     cvms = service.cvms([row.id for row in rows])
     return {wanted[cvm.uuid.replace("-", "")]: inside.status(cvm) for cvm in cvms}
+
+
+def instance_id(row: Any, version: Version) -> Json:
+    """The instance id of a VM: what its guest told at its boot, which there is nothing to refresh from."""
+    known = row.instance_id
+    return {
+        "cvm_id": version.id(row),
+        "identifier": row.id,
+        "status": "unchanged" if known else "skipped",
+        "old_instance_id": known,
+        "new_instance_id": known,
+        "source": "teepod_info" if known else "none",
+        "verified_with_gateway": False,
+        "reason": None if known else "its guest has told none yet; it does when it boots",
+    }
+
+
+def instance_ids(service: Apps, caller: Caller, wanted: dict[str, Any], version: Version) -> Json:
+    """The instance ids of a caller's VMs, counted by what became of each; none changes."""
+    rows = service.rows(caller)
+    if wanted["cvm_ids"] is not None:
+        meant = {row.id for name in wanted["cvm_ids"] for row in named(name, rows)}
+        rows = [row for row in rows if row.id in meant]
+    fits = [
+        row
+        for row in rows
+        if (not wanted["running_only"] or service.status(row) == "running")
+        and not (wanted["missing_only"] and row.instance_id)
+    ]
+    items = [instance_id(row, version) for row in fits[: wanted["limit"]]]
+    counts = {
+        word: sum(each["status"] == word for each in items) for word in ("unchanged", "skipped")
+    }
+    return {
+        "total": len(fits),
+        "scanned": len(items),
+        "updated": 0,
+        **counts,
+        "conflicts": 0,
+        "errors": 0,
+        "items": items,
+    }
 
 
 def app_of(app: App, cvms: Sequence[Cvm], version: Version, links: Links) -> Json:

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session, undefer
 
+from apps.refusals import HASH_UNKNOWN, coded
+from core.errors import NotFound
 from models.account import Project, User
 from models.app import CvmProfile, Provision, Revision
 from models.port import PortLease
@@ -41,11 +43,18 @@ def now_ms() -> int:
 # VMs ---------------------------------------------------------------------------------------------
 
 
-def visible(session: Session, projects: Collection[str] | None) -> Sequence[Any]:
-    """The VMs of some projects (None: of all) without their long texts, oldest first; none that is going."""
-    if projects is None:
-        return session.execute(_BRIEF).all()
-    return session.execute(_OF_PROJECTS, {"projects": list(projects)}).all()
+def visible(
+    session: Session, projects: Collection[str] | None, app_id: str | None = None
+) -> Sequence[Any]:
+    """The VMs of some projects (None: of all) without their long texts, oldest first; none that is going.
+
+    With `app_id` those of that app.
+    """
+    asked = _BRIEF if projects is None else _OF_PROJECTS
+    given: dict[str, Any] = {} if projects is None else {"projects": list(projects)}
+    if app_id is not None:
+        asked = asked.where(_VMS.c.app_id == app_id)
+    return session.execute(asked, given).all()
 
 
 def whole(session: Session, ids: Collection[str]) -> dict[str, Any]:
@@ -100,19 +109,25 @@ def users_named(session: Session, ids: Collection[str | None]) -> dict[str, str]
     return {row.id: row.name for row in found}
 
 
-def add_profile(session: Session, profile: CvmProfile) -> None:
-    """Writes what a VM was asked to be, instead of what there was."""
+def note_made(session: Session, vm_id: str, profile: CvmProfile, promise: Provision | None) -> None:
+    """Writes what a VM that is being made was asked to be, and takes the promise that it keeps, if any."""
+    _take(session, promise)
+    profile.vm_id = vm_id
     session.merge(profile)
 
 
-def forget_size(session: Session, vm_id: str) -> None:
-    """Drops the name of the size that a VM was made with."""
-    session.execute(
-        update(CvmProfile)
-        .where(CvmProfile.vm_id == vm_id)
-        .values(instance_type=None)
-        .execution_options(synchronize_session=False)
-    )
+def note_changed(
+    session: Session, vm_id: str, promise: Provision | None, *, has_new_size: bool
+) -> None:
+    """Takes the update that a VM is being given, if it waited; with a new size the name of the old one goes."""
+    _take(session, promise)
+    if has_new_size:
+        session.execute(
+            update(CvmProfile)
+            .where(CvmProfile.vm_id == vm_id)
+            .values(instance_type=None)
+            .execution_options(synchronize_session=False)
+        )
 
 
 # Revisions ---------------------------------------------------------------------------------------
@@ -191,11 +206,28 @@ def prepared(session: Session, vm_id: str) -> Provision | None:
     return session.scalar(asked.options(undefer(Provision.compose_file)))
 
 
-def take(session: Session, provision_id: int) -> bool:
-    """Takes a promise for one caller; False when another one was faster."""
+def waits(session: Session, provision: Provision) -> bool:
+    """Whether this very promise is there; its number may be another one's since it went."""
+    found = session.get(Provision, provision.id)
+    return found is not None and (found.project_id, found.created_ms, found.compose_hash) == (
+        provision.project_id,
+        provision.created_ms,
+        provision.compose_hash,
+    )
+
+
+def _take(session: Session, promise: Provision | None) -> None:
+    """Takes a promise for one caller; NotFound with the interface's code when another one was faster."""
+    if promise is None:
+        return
     done = session.execute(
         delete(Provision)
-        .where(Provision.id == provision_id)
+        .where(Provision.id == promise.id, Provision.created_ms == promise.created_ms)
         .execution_options(synchronize_session=False)
     )
-    return bool(done.rowcount)  # type: ignore[attr-defined] # a DELETE's result has it
+    if not done.rowcount:  # type: ignore[attr-defined] # a DELETE's result has it
+        raise coded(
+            NotFound("compose_hash: what waited under this hash was committed by somebody else"),
+            HASH_UNKNOWN,
+            suggestion="ask anew and commit what that answers",
+        )

@@ -8,7 +8,7 @@ from flask import Response, current_app, g, jsonify, request
 
 from accounts.roles import Caller
 from apps import allowlist as allowance
-from apps import attestations, pages, refusals
+from apps import answers, attestations, pages, refusals
 from apps.allowlist import Allowlist
 from apps.links import Links
 from apps.schemas import (
@@ -78,7 +78,9 @@ def refusal(message: str, status: int, error: Exception) -> Response:
 
 @blueprint.get("/apps")
 @blueprint.arguments(AppsQuery, location="query")
-@blueprint.response(200, description="A page of the apps that fit, the newest first.")
+@blueprint.response(
+    200, answers.AppList, description="A page of the apps that fit, the newest first."
+)
 def apps(wanted: AppsWanted) -> Any:
     """Lists the apps that have a VM that fits all filters."""
     page = service().matching(caller(), wanted)
@@ -87,14 +89,16 @@ def apps(wanted: AppsWanted) -> Any:
 
 
 @blueprint.get("/apps/filter-options")
-@blueprint.response(200, description="The values that the filters of the list can have.")
+@blueprint.response(
+    200, answers.FilterOptions, description="The values that the filters of the list can have."
+)
 def filter_options() -> Any:
     """Tells what the list of apps can be filtered by."""
     return service().filter_options(caller())
 
 
 @blueprint.get("/apps/<app_id>")
-@blueprint.response(200, description="The app with its VMs.")
+@blueprint.response(200, answers.App, description="The app with its VMs.")
 def app(app_id: str) -> Any:
     """Shows one app."""
     found = service().app(caller(), app_id)
@@ -102,7 +106,7 @@ def app(app_id: str) -> Any:
 
 
 @blueprint.get("/apps/<app_id>/cvms")
-@blueprint.response(200, description="Its VMs, the oldest first.")
+@blueprint.response(200, answers.Cvm(many=True), description="Its VMs, the oldest first.")
 def app_cvms(app_id: str) -> Any:
     """Lists the VMs of one app."""
     found = service().app(caller(), app_id)
@@ -112,7 +116,9 @@ def app_cvms(app_id: str) -> Any:
 
 @blueprint.get("/apps/<app_id>/revisions")
 @blueprint.arguments(RevisionsQuery, location="query")
-@blueprint.response(200, description="A page of what its VMs have booted, the newest first.")
+@blueprint.response(
+    200, answers.RevisionList, description="A page of what its VMs have booted, the newest first."
+)
 def revisions(wanted: dict[str, Any], app_id: str) -> Any:
     """Lists what the VMs of an app have booted."""
     page = service().revisions(service().app(caller(), app_id), **wanted)
@@ -123,7 +129,7 @@ def revisions(wanted: dict[str, Any], app_id: str) -> Any:
 
 @blueprint.get("/apps/<app_id>/revisions/<revision_id>")
 @blueprint.arguments(RevisionQuery, location="query")
-@blueprint.response(200, description="The revision with its texts.")
+@blueprint.response(200, answers.RevisionDetail, description="The revision with its texts.")
 def revision(wanted: dict[str, Any], app_id: str, revision_id: str) -> Any:
     """Shows one revision; `raw_compose_file` gives the compose text exactly as it was."""
     found = service().revision(service().app(caller(), app_id), revision_id)
@@ -135,7 +141,9 @@ def revision(wanted: dict[str, Any], app_id: str, revision_id: str) -> Any:
 
 
 @blueprint.get("/apps/<app_id>/attestations")
-@blueprint.response(200, description="What each guest says of itself, or why it does not.")
+@blueprint.response(
+    200, answers.AppAttestation, description="What each guest says of itself, or why it does not."
+)
 def app_attestations(app_id: str) -> Any:
     """Asks all guests of an app for their evidence at once."""
     found = service().app(caller(), app_id)
@@ -143,7 +151,9 @@ def app_attestations(app_id: str) -> Any:
 
 
 @blueprint.get("/apps/<app_id>/device-allowlist")
-@blueprint.response(200, description="The devices, and whether the contract allows each.")
+@blueprint.response(
+    200, answers.DeviceAllowlist, description="The devices, and whether the contract allows each."
+)
 def device_allowlist(app_id: str) -> Any:
     """Asks an app's contract about the devices that it runs on."""
     return allowlist().devices(service().app(caller(), app_id), version().id)
@@ -151,14 +161,16 @@ def device_allowlist(app_id: str) -> Any:
 
 @blueprint.post("/apps/<app_id>/is-allowed")
 @blueprint.arguments(AllowanceOfApp)
-@blueprint.response(200, description="What the contract says, or why it could not be asked.")
+@blueprint.response(
+    200, answers.Verdict, description="What the contract says, or why it could not be asked."
+)
 def is_allowed(wanted: Allowance, app_id: str) -> Any:
     """Asks a contract whether a deployment would be allowed; the app need not be here."""
     return allowlist().of_app(caller(), app_id, wanted)
 
 
 @blueprint.post("/apps/<app_id>/cvms/is-allowed")
-@blueprint.response(200, description="What the contract says of each VM.")
+@blueprint.response(200, answers.CvmVerdicts, description="What the contract says of each VM.")
 def cvms_are_allowed(app_id: str) -> Any:
     """Asks an app's contract about all its VMs at once."""
     found = service().app(caller(), app_id)

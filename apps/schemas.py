@@ -376,6 +376,15 @@ class StatusBatch(Sent):
     vm_uuids = fields.List(Text(), required=True, validate=Length(max=1000))
 
 
+class InstanceIds(Sent):
+    """The CVMs whose instance ids are looked at: all without `cvm_ids`."""
+
+    cvm_ids = fields.List(Text(), load_default=None, allow_none=True, validate=Length(max=500))
+    running_only = fields.Boolean(load_default=False)
+    missing_only = fields.Boolean(load_default=False)
+    limit = fields.Integer(strict=True, load_default=500, validate=Range(1, 500))
+
+
 class ComposeChange(Sent):
     """Another app-compose document for a VM."""
 
@@ -447,3 +456,14 @@ class ReplicaRequest(Sent):
     """One more VM of a CVM's app."""
 
     node_id = _number(0)
+
+
+class Refusal(ma.Schema):
+    """Every refusal: one that the interface has a code for, or `detail` with what is wrong."""
+
+    error_code = fields.String()
+    message = fields.String()
+    details = fields.List(fields.Dict())
+    suggestions = fields.List(fields.String())
+    links = fields.List(fields.String())
+    detail = fields.Raw(metadata={"type": ["string", "array"]})

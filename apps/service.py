@@ -128,10 +128,10 @@ class Apps:
         """Every app of a caller, the newest first."""
         return grouped(self.rows(caller))
 
-    def rows(self, caller: Caller) -> Sequence[Any]:
-        """The rows of all VMs that a caller sees, the oldest first."""
+    def rows(self, caller: Caller, app_id: str | None = None) -> Sequence[Any]:
+        """The rows of all VMs that a caller sees, or of those of one app, the oldest first."""
         with self.database.reading() as session:
-            return records.visible(session, self.projects_of(caller))
+            return records.visible(session, self.projects_of(caller), app_id)
 
     def matching(self, caller: Caller, wanted: AppsWanted) -> Page[App]:
         """A page of the apps that fit a query."""
@@ -141,10 +141,10 @@ class Apps:
     def app(self, caller: Caller, name: str) -> App:
         """One app by its id in any spelling, or NotFound."""
         app_id = bare_app_id(name)
-        rows = [row for row in self.rows(caller) if row.app_id == app_id]
-        if not rows:
+        rows = self.rows(caller, app_id) if app_id else ()
+        if not app_id or not rows:
             raise NotFound("App not found")
-        return App(str(app_id), rows)
+        return App(app_id, rows)
 
     def filter_options(self, caller: Caller) -> dict[str, list[str]]:
         """The values that the filters of the list can have among a caller's apps."""

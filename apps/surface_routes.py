@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-
 from flask import Flask
 
-from apps import cvm_routes, host_routes, log_routes, routes, update_routes
+from apps import cvm_routes, host_routes, log_routes, routes, schemas, update_routes
 from apps.allowlist import Allowlist
 from apps.chains import Chains
 from apps.service import Apps
 from apps.versions import NEWEST
 from rest import documents
-from vmm.openapi_routes import Document
 
 ABOUT = (
     "The Phala Cloud interface of this host. Send a key as `X-API-Key` or as a bearer token, and the version "
-    "that you speak as `X-Phala-Version`."
+    "that you speak as `X-Phala-Version`; the forms of answers are those of the newest."
 )
 BLUEPRINTS = (
     routes.blueprint,
@@ -32,9 +29,9 @@ def register(app: Flask) -> None:
     service = Apps(app.extensions["vms"], app.extensions["accounts"])
     app.extensions["apps"] = service
     app.extensions["allowlist"] = Allowlist(service, Chains.of(service.config.apps.chains))
-    api = documents.register(app, "apps", "Casemate: apps", NEWEST, ABOUT, BLUEPRINTS)
-    made = functools.cache(lambda: documents.document(api))
-    app.extensions["documents"]["apps"] = Document("Apps", made)
+    documents.register(
+        app, "apps", "/api/v1/openapi.json", "Apps", NEWEST, ABOUT, BLUEPRINTS, schemas.Refusal
+    )
 
 
 for blueprint in BLUEPRINTS:

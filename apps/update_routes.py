@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import request
 
+from apps import answers
 from apps.changes import Changes
 from apps.cvm_routes import acted, found, updates
 from apps.deployments import Deployments
@@ -41,7 +42,7 @@ def body_text() -> str:
 
 @blueprint.post("/cvms/<name>/commit-update")
 @blueprint.arguments(CommitUpdate)
-@blueprint.response(202, description="It is under way.")
+@blueprint.response(202, answers.Accepted, description="It is under way.")
 def commit_update(wanted: dict[str, Any], name: str) -> Any:
     """Makes the update that waited for its compose hash."""
     return updates().commit(
@@ -55,7 +56,7 @@ def commit_update(wanted: dict[str, Any], name: str) -> Any:
 
 @blueprint.patch("/cvms/<name>/docker-compose")
 @blueprint.arguments(Proof, location="headers")
-@blueprint.response(202, description="It is under way.")
+@blueprint.response(202, answers.Accepted, description="It is under way.")
 def docker_compose(proof: dict[str, str], name: str) -> Any:
     """Gives a VM another docker-compose text, which is the body."""
     change = CvmChange(docker_compose_file=body_text())
@@ -64,7 +65,7 @@ def docker_compose(proof: dict[str, str], name: str) -> Any:
 
 @blueprint.patch("/cvms/<name>/pre-launch-script")
 @blueprint.arguments(Proof, location="headers")
-@blueprint.response(202, description="It is under way.")
+@blueprint.response(202, answers.Accepted, description="It is under way.")
 def pre_launch_script(proof: dict[str, str], name: str) -> Any:
     """Gives a VM another script, which is the body."""
     change = CvmChange(pre_launch_script=body_text())
@@ -137,7 +138,7 @@ def commit_compose(wanted: dict[str, Any], name: str) -> None:
 
 @blueprint.post("/apps/<app_id>/instances")
 @blueprint.arguments(InstanceRequest)
-@blueprint.response(200, description="The new VM, which starts.")
+@blueprint.response(200, answers.CvmActed, description="The new VM, which starts.")
 def add_instance(wanted: dict[str, Any], app_id: str) -> Any:
     """Makes one more VM of an app, maybe with another text."""
     Deployments(service()).check_node(wanted["node_id"])
@@ -145,7 +146,7 @@ def add_instance(wanted: dict[str, Any], app_id: str) -> Any:
 
 
 @blueprint.post("/apps/<app_id>/revisions/<revision_id>/redeploy")
-@blueprint.response(202, description="It is under way.")
+@blueprint.response(202, answers.Accepted, description="It is under way.")
 def redeploy(app_id: str, revision_id: str) -> Any:
     """Gives the VM of a revision what it booted then."""
     return updates().redeploy(caller(), service().app(caller(), app_id), revision_id)

@@ -90,7 +90,7 @@ class Updates:
                 Forbidden(verdict.error or "the contract does not allow this compose hash"),
                 HASH_NOT_ALLOWED,
             )
-        return self._apply(caller, cvm, _change_of(cvm, self._take(cvm, waiting.compose_hash)))
+        return self._apply_waiting(caller, cvm, waiting)
 
     def prepare(self, cvm: Cvm, wanted: CvmChange) -> Json:
         """Checks and keeps another text for a VM, whoever gives the keys; what the client is to commit."""
@@ -114,7 +114,7 @@ class Updates:
         if cvm.kms.is_onchain:
             self.commit(caller, cvm, None, compose_hash, ALREADY)
         else:
-            self._apply(caller, cvm, _change_of(cvm, self._take(cvm, compose_hash)))
+            self._apply_waiting(caller, cvm, self._waiting(cvm, None, compose_hash))
         return self.patch(caller, cvm, CvmChange(encrypted_env=encrypted_env))
 
     def add_instance(self, caller: Caller, app: App, wanted: Json) -> Cvm:
@@ -157,12 +157,12 @@ class Updates:
             raise _no_update()
         return waiting
 
-    def _take(self, cvm: Cvm, compose_hash: str) -> Provision:
-        waiting = self._waiting(cvm, None, compose_hash)
-        with self.apps.database.writing() as session:
-            if not records.take(session, waiting.id):
-                raise _no_update()
-        return waiting
+    def _apply_waiting(self, caller: Caller, cvm: Cvm, waiting: Provision) -> Json:
+        """Applies a kept update, which waits no more from the moment that the VM has it."""
+        trace_id = str(uuid.uuid4())
+        cause = Cause(caller.user_id, trace_id)
+        self.changes.apply(cvm, _change_of(cvm, waiting), cause, waiting)
+        return _accepted(trace_id)
 
     def _apply(self, caller: Caller, cvm: Cvm, change: Change) -> Json:
         trace_id = str(uuid.uuid4())

@@ -27,7 +27,7 @@ def check_evidence(
     """Compares a TD report with the log that came with it and the report data (64 bytes) expected in it.
 
     Returns the registers that were replayed: 3 always, 0 to 2 where the log has their digests (stripped
-    logs do not).  Raises Mismatch when the two contradict each other.
+    logs have none).  Raises Mismatch when the two contradict each other.
     """
     check_report_data(report, report_data)
     check_runtime_events(events)
@@ -75,6 +75,14 @@ def _said(event: Event) -> tuple[str, bytes, int]:
 
 
 def _is_whole(events: Iterable[Event], imr: int) -> bool:
-    # A stripped log keeps of RTMR0 to 2 only the ACPI entries, for whoever computes the rest.
+    """Whether a log has what a register adds up to; Mismatch when it has that in part.
+
+    A stripped log keeps of RTMR0 to 2 only the ACPI entries, for whoever computes the rest.  One digest left out
+    of a whole log is no such form: all the others would pass for what was measured and never be compared.
+    """
     entries = [event for event in events if event.imr == imr]
-    return all(event.digest for event in entries) and not all(event.is_acpi for event in entries)
+    if not any(event.digest for event in entries if not event.is_acpi):
+        return False
+    if not all(event.digest for event in entries):
+        raise Mismatch(f"the event log has digests of RTMR{imr} for some of its entries only")
+    return True

@@ -111,9 +111,9 @@ class Engine:
         answer = self._open("GET", path, FOLLOW_IDLE_S if query.follow else TIMEOUT_S * 10, reader)
         return _raw_frames(answer) if is_tty else _multiplexed_frames(answer)
 
-    def merged_logs(self, service: str, lines: int) -> str:
-        """The last lines of the containers of a service ("": of all), one container after the other, as text."""
-        query, texts = LogQuery(tail=str(lines)), []
+    def merged_logs(self, service: str, query: LogQuery) -> str:
+        """The logs of the containers of a service ("": of all), one container after the other, as text."""
+        texts = []
         for container in self.list():
             if any(is_of(service, name) for name in container.names):
                 data = b"".join(frame.data for frame in self.logs(container.id, query))

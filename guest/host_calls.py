@@ -41,7 +41,7 @@ def guest_service(agent: Agent) -> Service:
         lambda _: agent.list_containers()
     )
     service.method("Logs", LogsRequest, GuestText)(
-        lambda order: {"text": agent.container_logs(order.service, order.lines)}
+        lambda order: {"text": agent.container_logs(order)}
     )
     service.method("Quote", Empty, GuestText)(lambda _: {"text": agent.quote_text()})
     service.method("Shutdown", Empty, Empty)(lambda _: agent.shutdown())

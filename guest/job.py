@@ -20,9 +20,9 @@ from pathlib import Path
 from core import files
 from core.errors import CasemateError, Invalid, Upstream
 from core.messages import Order
-from core.proc import CLEAN_ENV, CommandFailed, Started, run, start_on_terminal
+from core.proc import CLEAN_ENV, CommandFailed, Started, run, start, start_on_terminal, stop
 from guest import processes
-from guest.job_room import Account, Room, entrance
+from guest.job_room import LENT, LIBRARIES, Account, Room, entrance
 
 logger = logging.getLogger(__name__)
 
@@ -322,15 +322,24 @@ class Job:
         authority: list[str] = []
         if self.order.registry_username:
             authority = ["--authfile", str(self._credentials())]
-        began = time.monotonic()
+        began, log = time.monotonic(), self.folder / "pull"
         try:
-            run([PODMAN, "pull", "--quiet", *authority, name], env=PODMAN_ENV, timeout_s=PULL_S)
-        except CommandFailed as error:
-            why = last_line(error.output).removeprefix("Error: ")
-            raise Upstream(f"{name} was not pulled: {why or error.message}") from None
+            pull = start([PODMAN, "pull", "--quiet", *authority, name], env=PODMAN_ENV, log=log)
+            self._wait_for_pull(pull)
         finally:
             self._credentials_file.unlink(missing_ok=True)
+        if pull.returncode:
+            why = last_line(log.read_text(errors="replace")).removeprefix("Error: ")
+            raise Upstream(f"{name} was not pulled: {why or 'it took too long'}")
         self.say(f"pulled {name} in {time.monotonic() - began:.1f} s")
+
+    def _wait_for_pull(self, pull: Started) -> None:
+        """Waits for an image; ends the pull when the job is asked to end, or it takes too long."""
+        deadline = time.monotonic() + PULL_S
+        while pull.poll() is None and time.monotonic() < deadline and not self._asked_to_end:
+            with self.changed:
+                self.changed.wait_for(lambda: self._asked_to_end, LOOK_S)
+        stop(pull, patience_s=DRAIN_S)
 
     @property
     def _credentials_file(self) -> Path:
@@ -354,6 +363,8 @@ class Job:
         argv += ["--pull", "never", "--env-file", str(self._env_file())]
         if os.path.exists(AGENT_SOCKET):
             argv += ["--volume", f"{AGENT_SOCKET}:{AGENT_SOCKET}"]
+        if order.authorized_keys:
+            argv += ["--volume", f"{LIBRARIES}:{LENT}:ro"]
         if order.working_dir:
             # A volume takes what the image has there, and is made where it has nothing.
             argv += ["--volume", f"{VOLUME}:{order.working_dir}", "--workdir", order.working_dir]

@@ -18,6 +18,9 @@ from pathlib import Path
 from core.errors import Invalid
 from core.proc import run
 
+# What `scp` and editors speak to, and what it needs, which a container is lent: few images have any of it.
+SFTP = "/usr/lib/openssh/sftp-server"
+LIBRARIES, LENT = "/usr/lib", "/run/casemate/lib"
 # Mounted in the room as they are in the guest.
 _SHARED = ("/proc", "/sys", "/dev")
 # What the guest offers its app (guest-agent.md section 1), in the room at the same place.

@@ -11,10 +11,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from guest.job_room import Account, entrance
+from guest.job_room import LENT, LIBRARIES, SFTP, Account, entrance
 
 # Of a container: its best shell.
 _ANY_SHELL = "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"
+# The guest's own program, with the guest's libraries: ld.so(8).
+_LOADER = f"{LENT}/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+_LENT_SFTP = [
+    _LOADER, "--library-path", f"{LENT}/x86_64-linux-gnu", SFTP.replace(LIBRARIES, LENT, 1),
+]  # fmt: skip
 
 
 def plan(
@@ -22,7 +27,8 @@ def plan(
 ) -> tuple[list[str], dict[str, str]]:
     """The argument vector and the environment of a login; `command` is None for an interactive one."""
     if landing["prefix"]:
-        run = ["sh", "-c", _ANY_SHELL if command is None else command]
+        shell = ["sh", "-c", _ANY_SHELL if command is None else command]
+        run = _LENT_SFTP if command == SFTP else shell
         options = ["--interactive", *(["--tty"] if on_terminal else [])]
         *first, last = landing["prefix"]
         return [*first, *options, last, *run], dict(landing["env"])

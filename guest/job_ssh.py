@@ -13,10 +13,9 @@ from pathlib import Path
 
 from core import files, proc
 from guest import processes
-from guest.job_room import Account
+from guest.job_room import SFTP, Account
 
 PROGRAM = "/usr/sbin/sshd"
-SFTP = "/usr/lib/openssh/sftp-server"
 # sshd(8): where it works before it knows who is calling; root's alone.
 PRIVILEGE_SEPARATION = Path("/run/sshd")
 # Below the agent's state, which is closed to all but root.

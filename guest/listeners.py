@@ -204,6 +204,7 @@ def serve_guest(settings: Settings, power_off: Callable[[], None]) -> None:
     agent = Agent(settings, power_off)
 
     def start() -> None:
+        agent.watch_boot()
         device = channel.find_port(channel.GUEST_PORT, settings.root)
         if device is not None:
             host_calls.serve_in_background(agent, device)

@@ -23,6 +23,7 @@ from core import certs, files
 from core.certs import Issuer, Leaf
 from core.errors import Forbidden, Invalid, NotFound
 from core.kdf import pkcs8_pem
+from core.messages import LogsOrder
 from guest import keys
 from guest.service import Agent
 from guest.settings import Settings
@@ -93,7 +94,10 @@ class Pages:
             "gpu": ("", _no_gpu),
             "self": ("", self._self),
             "docker-compose": ("compose", lambda _: agent.vm().app.compose.docker_compose_file),
-            "logs": ("logs", lambda query: agent.container_logs(query.service, query.lines)),
+            "logs": (
+                "logs",
+                lambda query: agent.container_logs(LogsOrder(query.service, query.lines)),
+            ),
             "services": ("services", self._services),
             "resources": ("resources", self._resources),
             "vm_upgrades": ("upgrades", self._upgrades),

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,10 @@ from attest.eventlog import Event
 from core.certs import Issuer, Leaf
 from core.errors import CasemateError, Invalid, Unavailable
 from core.kdf import kdf, p256_key, pkcs8_pem
+from core.messages import LogsOrder
 from guest import certs, channel, identity, keys, sysinfo, tee
 from guest.channel import Notifier
-from guest.containers import Engine
+from guest.containers import Engine, LogQuery, moment
 from guest.events import event_log
 from guest.evidence import Evidence, Measurements, padded
 from guest.identity import App, Instance, SysConfig
@@ -39,6 +41,12 @@ INTERFACE_VERSION = "0.5.11"
 # guest-agent.md section 4: hash algorithms of the legacy TdxQuote.
 _HASHES = ("sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512")
 _KECCAKS = ("keccak256", "keccak384", "keccak512")
+# Info waits so long for its certificate: the host, who asks most, gives a whole call 3 s.
+APP_CERT_S = 2.0
+APP_CERT_AGAIN_S = 30.0
+LOOK_FOR_KEYS_S = 0.5
+# How nice the making of that certificate is to the boot that goes on beside it.
+APP_CERT_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Agent:
         self._loading = threading.Lock()
         self._vm: Vm | None = None
         self._app_cert = ""
+        self._has_tried_cert = threading.Event()
         self._log_text: tuple[tuple[Event, ...], str] = ((), "[]")
 
     # What the agent works with
@@ -76,8 +85,23 @@ class Agent:
         with self._loading:
             if self._vm is None:
                 self._vm = self._load()
-                threading.Thread(target=self._issue_app_cert, name="app cert", daemon=True).start()
+                threading.Thread(target=self._keep_app_cert, name="app cert", daemon=True).start()
             return self._vm
+
+    def watch_boot(self) -> None:
+        """Loads this VM as soon as its boot has the keys, so that the first caller need not wait; returns at once."""
+        threading.Thread(target=self._await_keys, name="boot watch", daemon=True).start()
+
+    def _await_keys(self) -> None:
+        settings = self.settings
+        while not settings.app_keys.exists():
+            if settings.boot_error.exists():
+                return
+            time.sleep(LOOK_FOR_KEYS_S)
+        try:
+            self.vm()
+        except CasemateError as error:
+            logger.error("this VM cannot be loaded: %s", error.message)
 
     def _load(self) -> Vm:
         settings = self.settings
@@ -236,7 +260,7 @@ class Agent:
         return {
             "app_id": vm.instance.app_id,
             "instance_id": vm.instance.instance_id,
-            "app_cert": self._app_cert,
+            "app_cert": self._shown_cert(),
             "tcb_info": _tcb_info(vm, measured) if show_tcb else "",
             "app_name": vm.app.compose.name,
             "device_id": measured.device_id,
@@ -253,19 +277,32 @@ class Agent:
         """Info as anyone on the network may see it."""
         return self.info(public=True)
 
-    def _issue_app_cert(self) -> None:
+    def _shown_cert(self) -> str:
+        self._has_tried_cert.wait(APP_CERT_S)
+        return self._app_cert
+
+    def _keep_app_cert(self) -> None:
         # The demo certificate that Info shows; it costs a quote, so it is made once.
-        vm = self.vm()
-        has_tee = vm.evidence.tee.variant != tee.NO_TEE
+        if not self.settings.simulated:
+            # Of this thread alone, as Linux has it.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), APP_CERT_NICENESS)
+        while not self._app_cert:
+            try:
+                self._app_cert = self._issue_app_cert()
+            except CasemateError as error:
+                logger.warning("no demo certificate yet: %s", error.message)
+            finally:
+                self._has_tried_cert.set()
+            if not self._app_cert:
+                time.sleep(APP_CERT_AGAIN_S)
+
+    def _issue_app_cert(self) -> str:
+        has_tee = self.vm().evidence.tee.variant != tee.NO_TEE
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = Leaf(subject="demo-cert", client_auth=True)
-        try:
-            made = self._certified(key, leaf, ra_tls=has_tee, with_app_info=False)
-        except CasemateError as error:
-            logger.warning("no demo certificate: %s", error.message)
-            return
+        made = self._certified(key, leaf, ra_tls=has_tee, with_app_info=False)
         chain: Any = made["certificate_chain"]
-        self._app_cert = "".join(chain)
+        return "".join(chain)
 
     def _app_info(self, vm: Vm) -> ratls.AppInfo:
         measured = vm.evidence.measurements(vm.keys.key_provider.info)
@@ -336,9 +373,15 @@ class Agent:
         """ListContainers: every container of the engine."""
         return {"containers": self.engine.list()}
 
-    def container_logs(self, service: str, lines: int) -> str:
+    def container_logs(self, order: LogsOrder) -> str:
         """Logs: the last lines of a service's containers, or of all of them, one container after the other."""
-        return self.engine.merged_logs(service, lines)
+        query = LogQuery(
+            since=moment("since", order.since),
+            until=moment("until", order.until),
+            tail=str(order.lines),
+            timestamps=order.timestamps,
+        )
+        return self.engine.merged_logs(order.service, query)
 
     def quote_text(self, report_data: bytes = b"") -> str:
         """Quote: one over the padded report data, as text: hex, or base64 for a report."""

@@ -192,6 +192,8 @@ class KmsService:
         # The app asks while it boots and after: only what it was then stays the same.
         boot, _ = self._allowed(self._authorizer.app, shown.boot_time_info)
         self._check_image(evidence)
+        # A certificate of the app's CA says as much of its holder as the app's keys do.
+        self._check_gates(boot)
         issuer = kms_certs.app_ca(self._authority.root, self._keys, boot.app_id)
         leaf = issuer.issue(public_key, leaf_of(request, shown))
         self._audit.record("SignCert", boot, shown)

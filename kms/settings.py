@@ -11,8 +11,9 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from core import config
+from core import tables
 from core.errors import Invalid
+from core.urls import is_web_address
 
 NONE = Path()
 IMAGE_HASH = "{OS_IMAGE_HASH}"
@@ -162,7 +163,7 @@ def load(path: Path) -> Settings:
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Invalid(f"{path}: {error}") from None
-    settings: Settings = config.build(Settings, table, "")
+    settings: Settings = tables.build(Settings, table, "")
     return check(_with_token(_with_paths(settings)))
 
 
@@ -222,7 +223,7 @@ def check(settings: Settings) -> Settings:
         ("core.attestation.pccs_url", core.attestation.pccs_url),
         ("core.attestation.kds_url", core.attestation.kds_url),
     ):
-        if url and not config.is_web_address(url):
+        if url and not is_web_address(url):
             raise Invalid.field(key, "must be http:// or https:// with a host")
     if core.admin.enabled and not core.admin.token and core.admin.htpasswd_file == NONE:
         raise Invalid.field(
@@ -238,11 +239,11 @@ def check(settings: Settings) -> Settings:
 def _check_auth(auth: AuthSettings) -> None:
     if auth.type not in ("webhook", "dev", "file", "ethereum"):
         raise Invalid.field("core.auth_api.type", "must be webhook, file, ethereum or dev")
-    if auth.type == "webhook" and not config.is_web_address(auth.webhook.url):
+    if auth.type == "webhook" and not is_web_address(auth.webhook.url):
         raise Invalid.field("core.auth_api.webhook.url", "must be http:// or https:// with a host")
     if auth.type != "ethereum":
         return
-    if not config.is_web_address(auth.ethereum.rpc_url):
+    if not is_web_address(auth.ethereum.rpc_url):
         raise Invalid.field(
             "core.auth_api.ethereum.rpc_url", "must be http:// or https:// with a host"
         )
@@ -274,7 +275,7 @@ def check_domain(domain: str, name: str = "domain") -> str:
 def _check_download(image: ImageSettings) -> None:
     download_timeout_s(image)
     url = image.download_url
-    if url and (IMAGE_HASH not in url or not config.is_web_address(url.replace(IMAGE_HASH, "0"))):
+    if url and (IMAGE_HASH not in url or not is_web_address(url.replace(IMAGE_HASH, "0"))):
         raise Invalid.field(
             "core.image.download_url", f"must be http:// or https:// and hold {IMAGE_HASH}"
         )

@@ -15,7 +15,8 @@ from core.errors import Invalid, Unavailable
 from vmm import forward, process
 from vmm.network import Port
 
-READY_S = 10.0
+# Starting takes a moment; a busy host is slow.
+READY_S = 30.0
 GRACE_S = 1.0
 RELAY = "forward"
 TPM = "swtpm"

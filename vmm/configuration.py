@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from attest import compose
-from core.config import Config, is_web_address
+from core.config import Config
 from core.errors import CasemateError, Invalid
+from core.urls import is_web_address
 from image import registry
 from vmm import companion, gpu
 from vmm.network import Port, check_apart, check_nics, check_port, check_reachable

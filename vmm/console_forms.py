@@ -62,7 +62,7 @@ def configuration(form: Form, before: str = "") -> dict[str, Any]:
         "gateway_urls": form.get("gateway_urls", "").split(),
         "stopped": "stopped" in form,
         "no_tee": form.get("tee") == "none",
-        "simulated_tee": "dstack-tdx" if form.get("tee") == "simulated" else None,
+        "simulated_tee": None if form.get("tee", "") in ("", "tee", "none") else form["tee"],
         "networks": networks(form),
     }
 
@@ -209,7 +209,7 @@ def _gpus(form: Form) -> dict[str, Any]:
 def _tee(has: Mapping[str, Any]) -> str:
     if has["no_tee"]:
         return "none"
-    return "simulated" if has["simulated_tee"] else "tee"
+    return str(has["simulated_tee"] or "tee")
 
 
 def _memory(form: Form) -> object:

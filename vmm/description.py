@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-from core.config import Config, NetworkingConfig
+from core.config import Config
+from core.config_cvm import NetworkingConfig
 from core.errors import Invalid
 from image.manifest import METADATA
 from models.vm import Vm

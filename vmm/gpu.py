@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config import GpuConfig
+from core.config_cvm import GpuConfig
 from core.errors import Invalid
 
 NVIDIA = "10de"

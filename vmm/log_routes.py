@@ -37,7 +37,7 @@ def vm_log(vm_id: str) -> Iterator[str]:
         request.args.get("ch", "serial"),
         lines(),
         follow=is_followed(),
-        keep_ansi=_flag("ansi"),
+        keep_ansi=flag("ansi"),
         archived=_number("archived", 0),
         left=has_left(),
     )
@@ -45,7 +45,7 @@ def vm_log(vm_id: str) -> Iterator[str]:
 
 def is_followed() -> bool:
     """Whether the request asks for what comes, too."""
-    return _flag("follow")
+    return flag("follow")
 
 
 def lines() -> int:
@@ -85,7 +85,8 @@ def reader_left(connection: socket.socket | None) -> Callable[[], bool]:
     return lambda: bool(poll.poll(0))
 
 
-def _flag(name: str) -> bool:
+def flag(name: str) -> bool:
+    """Whether the request sets a parameter; Invalid when it is neither true nor false."""
     value = request.args.get(name)
     if value is not None and value.lower() not in ("", "1", "0", "true", "false"):
         raise Invalid.field(name, "must be true or false")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.config import NetworkingConfig, PortMappingConfig
+from core.config_cvm import NetworkingConfig, PortMappingConfig
 from core.errors import Conflict, Invalid
 
 

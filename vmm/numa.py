@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.errors import Invalid
-from vmm.qemu import NumaNode
+from vmm.qemu import HUGE_PAGES, NumaNode
 
 GIB_IN_MB = 1024
+KB_IN_GIB = 1024**2
+_KB = {"K": 1, "M": 1024}
 
 
 def cpus(root: Path, node: int) -> str:
@@ -33,12 +35,28 @@ def node_of(root: Path, slot: str) -> int:
 
 
 def free_gib(root: Path, node: int) -> int:
-    """Whole GiB of a node's huge pages that nobody uses."""
-    total_kb = 0
-    for size in (root / f"sys/devices/system/node/node{node}/hugepages").glob("hugepages-*kB"):
-        kb = int(size.name.removeprefix("hugepages-").removesuffix("kB"))
-        total_kb += kb * int((size / "free_hugepages").read_text())
-    return total_kb // 1024**2
+    """Whole GiB that nobody uses of a node's huge pages, of the one size that QEMU is given.
+
+    Invalid when none are mounted where QEMU looks for them.
+    """
+    kb = _page_kb(root)
+    folder = root / f"sys/devices/system/node/node{node}/hugepages/hugepages-{kb}kB"
+    try:
+        return kb * int((folder / "free_hugepages").read_text()) // KB_IN_GIB
+    except FileNotFoundError:
+        return 0
+
+
+def _page_kb(root: Path) -> int:
+    # A mount has pages of one size; the kernel writes it in K or M.
+    mounts = (root / "proc/mounts").read_text().splitlines()
+    for _, place, kind, options, *_ in map(str.split, reversed(mounts)):
+        size = re.search(r"\bpagesize=(\d+)([KM])", options)
+        if (place, kind) == (HUGE_PAGES, "hugetlbfs") and size:
+            return int(size[1]) * _KB[size[2]]
+    raise Invalid.field(
+        "hugepages", f"this host has none at {HUGE_PAGES}; mount a hugetlbfs there, or leave it out"
+    )
 
 
 def spread(nodes: Sequence[int], vcpu: int, memory_mb: int) -> tuple[NumaNode, ...]:

@@ -20,6 +20,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 SANDBOX_WITH_HELPER = "on,obsolete=deny,resourcecontrol=deny"
 # AMD's policy word: SMT allowed, the reserved bit that must be set; no debugging, no migration.
 SNP_POLICY = 0x30000
+# Where a VM's huge pages come from (vmm.md section 8).
+HUGE_PAGES = "/dev/hugepages"
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ def _numa_node(index: int, node: NumaNode) -> Iterator[str]:
         "-numa",
         f"node,nodeid={index},cpus={node.first_cpu}-{node.last_cpu},memdev=mem{index}",
     )
-    backend = f"memory-backend-file,id=mem{index},size={node.memory_gib}G,mem-path=/dev/hugepages"
+    backend = f"memory-backend-file,id=mem{index},size={node.memory_gib}G,mem-path={HUGE_PAGES}"
     yield from (
         "-object",
         f"{backend},share=on,prealloc=yes,host-nodes={node.host_node},policy=bind",

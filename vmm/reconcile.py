@@ -121,6 +121,7 @@ class Reconciler:
         with self.database.writing() as session:
             vm = records.get(session, vm_id)
             records.refuse_removed(vm)
+            records.refuse_unread(vm)
             before, vm.wished = vm.wished, Wished.RUNNING
             vm.restarts, vm.next_restart_ms = 0, None
             # The start writes its folder anew.

@@ -93,6 +93,15 @@ def refuse_removed(vm: Vm) -> None:
         raise Invalid(f"VM {vm.id} is being removed")
 
 
+def refuse_unread(vm: Vm) -> None:
+    """Invalid with the reason when nothing but the name of a VM's folder could be read (vmm/reload.py)."""
+    if not vm.image:
+        why = vm.options.get("unreadable", "no manifest in it")
+        raise Invalid(
+            f"the folder of VM {vm.id} cannot be read ({why}); mend it and reload, or remove the VM"
+        )
+
+
 def add_event(session: Session, vm_id: str, event: str, body: str, keep: int) -> None:
     """Appends an event and drops all but the newest `keep` of that VM."""
     session.add(VmEvent(vm_id=vm_id, event=event, body=body, timestamp_ms=now_ms()))

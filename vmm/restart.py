@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.config import AutoRestartConfig
+from core.config_cvm import AutoRestartConfig
 
 
 @dataclass(frozen=True)

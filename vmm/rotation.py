@@ -11,7 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
-from core.config import LogConfig
+from core.config_cvm import LogConfig
 
 _BOOT = re.compile(r"^===== boot @ \S+ =====\n", re.MULTILINE)
 _MARK = re.compile(r"^===== rotated .* =====\n", re.MULTILINE)

@@ -21,15 +21,15 @@ class Refusal(Message):
 
 def respond(service: Service, path: str) -> Response:
     """Answers the current request to `path` (a method name, maybe with a service prefix)."""
-    method = service.find(path)
+    method, speaks_protobuf = service.find(path), is_protobuf()
     if request.method != "POST":
         data: object = read_query(method.request, request.args.items(multi=True))
-    elif is_protobuf():
+    elif speaks_protobuf:
         data = protobuf.decode(method.request, request.get_data(cache=False))
     else:
         data = read_json(request.get_data(cache=False))
     answer = method.call(data)
-    if is_protobuf():
+    if speaks_protobuf:
         body = protobuf.encode(method.response, answer or {})
         return Response(body, mimetype="application/octet-stream")
     # Empty prints as nothing: clients treat that and null alike (vmm.md section 2).

@@ -201,11 +201,13 @@ class Vms:
         change: Change,
         publish: Sequence[int] | None = None,
         cause: Cause = UNTOLD,
+        beside: Callable[[Session], None] = lambda session: None,
     ) -> str:
         """Changes a VM, all or nothing; the app id of the new compose text, or "" when none was given.
 
         What is changed while the VM runs takes effect at its next start.  With `publish` only these TCP ports of the
-        guest keep, or get, a host port of the service's choosing.
+        guest keep, or get, a host port of the service's choosing.  `beside` writes what the caller keeps of the VM, or
+        refuses.
         """
         with self.reconciler.locked(change.id) as workdir:
             with self.database.reading() as session:
@@ -233,6 +235,7 @@ class Vms:
                     address = self.config.cvm.port_mapping.address
                     records.lease_own_ports(session, vm, publish, address)
                 revisions.note(session, vm, cause)
+                beside(session)
                 faults.point("update.assigned")
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.update", ", ".join(_names(change)), keep)

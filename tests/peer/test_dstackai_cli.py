@@ -17,10 +17,16 @@ from werkzeug.serving import make_server
 
 from core.config import Config
 from tests.api.runs.conftest import Api, Host, background, sweeper  # noqa: F401 - the fixtures
+from tests.api.runs.test_rolling import serving  # noqa: F401 - the fixture
+from tests.common.waiting import until
 
 FLEET = "type: fleet\nname: default\nnodes: 0..1\nidle_duration: 1h\nresources:\n  gpu: 0\n"
 HELLO = "type: task\nname: hello\ncommands:\n  - echo hello world\n"
 LONG = "type: task\nname: long\ncommands:\n  - echo begun\n  - sleep 100\n"
+WEB = (
+    "type: service\nname: web\nport: 8000\nreplicas: 1\ncommands:\n  - {command}\n"
+    "env:\n  - WORD={word}\nstop_duration: 5\n"
+)
 
 
 @dataclass
@@ -156,3 +162,27 @@ def test_a_stop_ends_a_run(cli: Cli, api: Api, background: Host) -> None:  # noq
 
     assert api.until("long", "terminated", "done", "failed")["status"] == "terminated"
     assert "STOPPED_BY_USER" in cli.run("event")
+
+
+def test_a_service_is_updated_in_place(cli: Cli, api: Api, serving: Host) -> None:  # noqa: F811
+    web = cli.home / "web.dstack.yml"
+    command = "exec python3 -m http.server $HOST_PORT --bind 127.0.0.1"
+    (cli.home / "fleet.dstack.yml").write_text(FLEET.replace("0..1", "0..2"))
+    web.write_text(WEB.format(command=command, word="one"))
+    cli.run("apply", "-f", "fleet.dstack.yml", "-y", "-d")
+    cli.run("apply", "-f", "web.dstack.yml", "-y", "-d")
+    ready = "Service replica ready to receive requests"
+    until(lambda: ready in api.events(), seconds=30, what="the first replica")
+    before = api.get("web")
+
+    web.write_text(WEB.format(command=command, word="two"))
+    said = cli.run("apply", "-f", "web.dstack.yml", "-y", "-d")
+
+    assert "can be updated in-place" in said
+    assert "Run web updated, detaching..." in said
+    until(lambda: api.events().count(ready) == 2, seconds=30, what="the second replica")
+    run = api.get("web")
+    assert (run["id"], run["deployment_num"]) == (before["id"], 1)
+    assert "deployment=1" in cli.run("ps", "-v")
+    web.write_text(WEB.format(command=command, word="two") + "auth: false\n")
+    assert "cannot be updated in-place" in cli.run("apply", "-f", "web.dstack.yml", given="n\n")

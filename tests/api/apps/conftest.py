@@ -126,6 +126,8 @@ class Contract:
             evm.selector("allowAnyDevice()"): ("any", lambda _: self.any_device),
             evm.selector("allowedComposeHashes(bytes32)"): ("hash", lambda h: h in self.hashes),
             evm.selector("allowedDeviceIds(bytes32)"): ("device", lambda d: d in self.devices),
+            evm.selector("kmsAllowedDeviceIds(bytes32)"): ("device", lambda d: d in self.devices),
+            evm.selector("allowedOsImages(bytes32)"): ("image", lambda i: i in self.hashes),
         }
         name, look = functions[data[:4]]
         if not self.is_there:

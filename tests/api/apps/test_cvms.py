@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from models.base import Database
+from models.vm import Vm
 from tests.api.apps.conftest import COMPOSE, Api
 from tests.common import rows
 from tests.common.waiting import until
@@ -180,6 +183,29 @@ def test_a_change_that_cannot_be_made_changes_nothing(
     assert (after["compose_hash"], after["status"]) == (before["compose_hash"], "running")
 
 
+def test_instance_ids_are_those_that_guests_told(ann: Api, bob: Api, database: Database) -> None:
+    told, silent = ann.deploy("told-app"), ann.deploy("silent-app")
+    bob.deploy("other-app")
+    with database.writing() as session:
+        session.get_one(Vm, told["vm_uuid"]).instance_id = "ab" * 20
+
+    one = ann.patch("/cvms/told-app/instance-id", {}, 200)
+    everything = ann.patch("/cvms/instance-ids", {"dry_run": True}, 200)
+    missing = ann.patch("/cvms/instance-ids", {"missing_only": True, "running_only": True}, 200)
+    named = ann.patch("/cvms/instance-ids", {"cvm_ids": ["told-app", "other-app"]}, 200)
+
+    assert (one["status"], one["new_instance_id"], one["cvm_id"]) == (
+        "unchanged",
+        "ab" * 20,
+        told["id"],
+    )
+    counts = [everything[each] for each in ("total", "scanned", "unchanged", "skipped", "updated")]
+    assert counts == [2, 2, 1, 1, 0]
+    assert [each["identifier"] for each in missing["items"]] == [silent["vm_uuid"]]
+    assert missing["items"][0]["reason"]
+    assert [each["identifier"] for each in named["items"]] == [told["vm_uuid"]]
+
+
 def test_states_come_as_a_stream_to_who_accepts_one(ann: Api) -> None:
     ann.deploy()
     stream = {"headers": {"Accept": "text/event-stream"}}
@@ -207,7 +233,7 @@ def test_attestations_ask_every_guest_and_tell_who_does_not_answer(ann: Api, app
 
     first, second = ann.get(f"/apps/{vm['app_id']}/attestations")["instances"]
 
-    assert first["error"] is None
+    assert first["error"] == "the guest shows no certificate"
     assert first["tcb_info"]["rtmr3"] == TCB["rtmr3"]
     assert [each["event"] for each in first["tcb_info"]["event_log"]] == ["app-id"]
     assert (first["device_id"], first["ppid"], first["app_certificates"]) == ("dd" * 32, "", None)
@@ -306,15 +332,11 @@ def test_a_link_is_for_one_vm_and_ends(
     assert client.get(one).status_code == 200
 
 
+CONTAINER = {"id": "c1", "names": ["web"], "image": "nginx", "image_id": "i", "state": "running"}
+
+
 def test_a_containers_log_comes_from_its_guest(ann: Api, app: Flask, client: FlaskClient) -> None:
-    container = {
-        "id": "c1",
-        "names": ["web"],
-        "image": "nginx",
-        "image_id": "i",
-        "state": "running",
-    }
-    listen(app, ListContainers={"containers": [container]}, Logs={"text": "one\ntwo\n"})
+    listen(app, ListContainers={"containers": [CONTAINER]}, Logs={"text": "one\ntwo\n"})
     ann.deploy(compose_file={"public_logs": True})
     link = urlsplit(ann.get("/cvms/web-app/composition")["containers"][0]["log_endpoint"])
     ann.ask("GET", "/cvms/web-app", 200)
@@ -325,3 +347,26 @@ def test_a_containers_log_comes_from_its_guest(ann: Api, app: Flask, client: Fla
 
     assert shown.text == "one\ntwo\n"
     assert hidden.status_code == 403
+
+
+def test_which_part_of_a_containers_log_is_wanted_reaches_the_guest(
+    ann: Api, app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def ask(folder: Path, method: str, params: Any, **_: Any) -> Any:
+        asked.append(params)
+        return {"text": "one\n"}
+
+    listen(app, ListContainers={"containers": [CONTAINER]})
+    ann.deploy(compose_file={"public_logs": True})
+    link = ann.get("/cvms/web-app/composition")["containers"][0]["log_endpoint"]
+    monkeypatch.setattr("vmm.channel.ask", ask)
+
+    told = client.get(f"{link}&lines=9&since=10m&until=1700000000&timestamps")
+    refused = client.get(f"{link}&timestamps=perhaps")
+
+    assert (told.text, refused.status_code) == ("one\n", 422)
+    assert asked == [
+        {"service": "web", "lines": 9, "since": "10m", "until": "1700000000", "timestamps": True}
+    ]

@@ -14,11 +14,13 @@ from flask import Flask
 from sqlalchemy import select
 
 from apps import records
+from apps.deployments import Deployments
 from models.app import Provision
 from models.base import Database
 from models.vm import Vm
 from tests.api.apps.conftest import COMPOSE, CONTRACT, Api
 from tests.common import rows
+from vmm.service import Vms
 
 
 def text_of(ann: Api, name: str = "web-app") -> str:
@@ -173,6 +175,54 @@ def test_of_a_start_that_fails_nothing_stays_but_the_promise(
         assert session.scalars(select(Vm).where(Vm.wished != "removed")).all() == []
     rows.behave(run_path)
     assert ann.post("/cvms", given)["status"] == "running"
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("point", ["create.checked", "create.leased", "create.committed"])
+def test_a_kill_loses_neither_the_promise_nor_what_a_vm_was_asked_to_be(
+    ann: Api, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    promise = ann.provision(instance_type="tdx.medium", listed=True)
+    given = {k: promise[k] for k in ("app_id", "compose_hash")}
+
+    def die(name: str) -> None:
+        if name == point:
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("core.faults.point", die)
+        patched.setattr(Deployments, "_give_back", lambda *_: None)  # nobody is left to do that
+        ann.post("/cvms", given)
+    made = ann.post("/cvms", given)
+
+    shown = ann.get(f"/cvms/{made['vm_uuid']}")
+    assert (shown["resource"]["instance_type"], shown["listed"]) == ("tdx.medium", True)
+    assert ann.get("/cvms/paginated")["total"] == 1
+    assert ann.post("/cvms", given)["vm_uuid"] == made["vm_uuid"]
+
+
+def test_of_two_who_commit_a_promise_at_once_one_makes_the_vm(
+    ann: Api, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise = ann.provision()
+    given = {k: promise[k] for k in ("app_id", "compose_hash")}
+    create, statuses = Vms.create, []
+
+    def meanwhile(*args: Any) -> str:
+        monkeypatch.setattr(Vms, "create", create)
+        statuses.append(ann.ask("POST", "/cvms", json=given).status_code)
+        return create(*args)
+
+    monkeypatch.setattr(Vms, "create", meanwhile)
+    refused = ann.post("/cvms", given, 466)
+
+    assert (statuses, refused["error_code"]) == ([200], "ERR-01-006")
+    assert ann.get("/cvms/paginated")["total"] == 1
+    with database.reading() as session:
+        assert session.scalars(select(Provision)).all() == []
 
 
 def test_without_a_tee_nothing_is_made(ann: Api, app: Flask) -> None:

@@ -84,7 +84,10 @@ ROWS: dict[str, dict[str, int]] = {
     # Its clients know a wrong token by 403; who may do what in a project is tested with the interface.
     "runs": {**TENANTS, "wrong": 403},
     "runs_server.": OPEN,
+    "runs_page.": OPEN,
     "runs_document.": OPEN,
+    "secretvm_document.": OPEN,
+    "apps_document.": OPEN,
     "secretvm.session": OPEN,
     "secretvm.types": OPEN,
     "secretvm.vm_templates": OPEN,

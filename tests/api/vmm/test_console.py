@@ -212,7 +212,7 @@ def test_an_update_that_is_refused_shows_what_is_locked(
         vm=vm_id,
         compose_mode="raw",
         compose_file="{",
-        tee="simulated",
+        tee="dstack-tdx",
     )
 
     assert page.status_code == 400
@@ -224,12 +224,19 @@ def test_an_update_that_is_refused_shows_what_is_locked(
 
 def test_an_update_of_nothing_calls_nothing(client: FlaskClient, send: Send) -> None:
     vm_id = create(client, stopped=True)
-    fields = {"compose_mode": "docker", "docker_compose_file": "services: {}", "tee": "simulated"}
+    fields = {"compose_mode": "docker", "docker_compose_file": "services: {}", "tee": "dstack-tdx"}
 
     send(f"/console/vm/{vm_id}/update", vm=vm_id, public_tcbinfo="on", **fields)
 
     assert "Nothing was changed" in client.get("/").text
     assert [each["event"] for each in only_vm(client)["events"]] == []  # type: ignore[attr-defined]
+
+
+def test_a_copy_of_a_simulated_vm_is_offered_with_its_platform(client: FlaskClient) -> None:
+    vm_id = create(client, stopped=True, simulated_tee="dstack-amd-sev-snp")
+
+    for page in (f"/console/deploy?from={vm_id}", f"/console/vm/{vm_id}/update"):
+        assert 'value="dstack-amd-sev-snp" selected' in client.get(page).text
 
 
 def test_what_is_previewed_is_what_is_made(client: FlaskClient, send: Send) -> None:

@@ -16,7 +16,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
-from core.config import Config, GpuConfig
+from core.config import Config
+from core.config_cvm import GpuConfig
 from core.errors import Conflict
 from image.registry import Image
 from models.base import Database

@@ -13,6 +13,7 @@ from core.config import AuthConfig, Config
 from image.registry import Image
 from models.base import Database
 from tests.common import rows
+from tests.common.waiting import free_port
 from vmm.host import Host
 from vmm.service import Vms
 
@@ -53,7 +54,8 @@ def test_vms_are_counted_by_status_with_what_they_use(client: FlaskClient, vms: 
 
 
 def test_leases_sweeps_and_requests_are_counted(client: FlaskClient) -> None:
-    made = client.post("/prpc/CreateVm", json=rows.request(stopped=True, ports=[rows.port(18080)]))
+    wanted = rows.request(stopped=True, ports=[rows.port(free_port())])
+    made = client.post("/prpc/CreateVm", json=wanted)
     assert made.status_code == 200
     client.post("/prpc/CreateVm", json={})
     client.get("/logs?id=unknown")

@@ -193,7 +193,11 @@ def test_a_folder_that_was_mended_is_read_again(client: FlaskClient, config: Con
     assert info(client, DSTACK_ID)["boot_error"].startswith(
         "vm-manifest.json: it is not valid JSON"
     )
-    assert refused(client, "/prpc/StartVm", 400, id=DSTACK_ID)
+    for _ in range(2):
+        assert "vm-manifest.json: it is not valid" in refused(
+            client, "/prpc/StartVm", 400, id=DSTACK_ID
+        )
+    assert info(client, DSTACK_ID)["status"] == "unknown"
 
     (folder / "vm-manifest.json").write_text(whole)
     assert counts(client) == (0, 1, 0)

@@ -59,6 +59,8 @@ await told("containers", client.getCvmContainersStats(vm));
 await told("cvmAttestation", client.getCvmAttestation(vm));
 await told("userConfig", phala.getCvmUserConfig(client, vm));
 await told("availableImages", client.getAvailableOsImages(vm));
+await told("instanceId", phala.refreshCvmInstanceId(client, vm));
+await told("instanceIds", phala.refreshCvmInstanceIds(client, { cvm_ids: [uuid], limit: 5 }));
 await told("statuses", phala.getCvmStatusBatch(client, { vmUuids: [uuid, "nobody"] }));
 
 await told("stop", client.stopCvm(vm));

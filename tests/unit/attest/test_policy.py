@@ -68,13 +68,23 @@ def test_a_stripped_log_replays_rtmr3_only(simulated: Any, report: quote.TdRepor
     assert policy.check_evidence(report, stripped, simulated.report_data) == (3,)
 
 
-def test_a_register_with_an_entry_without_digest_is_not_replayed(
+@pytest.mark.parametrize("imr", [0, 1, 2])
+def test_a_register_with_digests_of_some_entries_is_refused(
+    simulated: Any, report: quote.TdReport, imr: int
+) -> None:
+    events = list(simulated.events)
+    for at in [i for i, event in enumerate(events) if event.imr == imr]:
+        log = [*events[:at], replace(events[at], digest=b""), *events[at + 1 :]]
+        with pytest.raises(Mismatch, match=f"digests of RTMR{imr} for some"):
+            policy.check_evidence(report, log, simulated.report_data)
+
+
+def test_a_register_without_any_digest_is_not_replayed(
     simulated: Any, report: quote.TdReport
 ) -> None:
-    first, *rest = simulated.events
-    events = [replace(first, digest=b""), *rest]
+    blank = [replace(each, digest=b"") if each.imr == 1 else each for each in simulated.events]
 
-    assert policy.check_evidence(report, events, simulated.report_data) == (1, 2, 3)
+    assert policy.check_evidence(report, blank, simulated.report_data) == (0, 2, 3)
 
 
 def test_other_report_data_is_refused(simulated: Any, report: quote.TdReport) -> None:

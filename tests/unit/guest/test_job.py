@@ -13,7 +13,7 @@ import pytest
 
 from core.messages import Order
 from guest import processes
-from guest.job import EXITED, FAILED, PULLING, RUNNING, Job, Step
+from guest.job import EXITED, FAILED, MARK_S, PULLING, RUNNING, Job, Step
 from tests.common.waiting import until
 
 Begin = Callable[..., Job]
@@ -195,14 +195,15 @@ def test_a_job_runs_as_its_user(begin: Begin) -> None:
     assert output(job).strip() == b"nobody"
 
 
-def test_a_time_is_found_in_the_output(begin: Begin) -> None:
-    job = begin(*bash("echo first; sleep 1.2; echo second"))
+def test_a_time_is_found_in_the_output(begin: Begin, tmp_path: Path) -> None:
+    job = begin(*bash(f"echo first; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo second"))
+    began, _ = until(lambda: job._marks)[0]
+    until(lambda: time.time() > began + MARK_S)
+    (tmp_path / "go").touch()
     end_of(job)
-    second = output(job).index(b"second")
-    began = job._marks[0][0]
 
     assert job.offset_at(began - 1) == 0
-    assert job.offset_at(began + 0.5) == second
+    assert job.offset_at(began + MARK_S / 2) == output(job).index(b"second")
     assert job.offset_at(began + 1000) == job.size
 
 
@@ -213,3 +214,46 @@ def test_after_the_end_nothing_more_is_told(begin: Begin) -> None:
     job.say("too late")
 
     assert job.steps[-1] == end
+
+
+# podman as far as it is asked for an image.
+PULL = """#!/bin/sh
+[ "$1" = pull ] || exit 1
+echo "Error: initializing source: $*: manifest unknown" >&2
+exec sleep "${PULL_S:-0}"
+"""
+
+
+@pytest.fixture
+def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "podman"
+    program.write_text(PULL)
+    program.chmod(0o755)
+    monkeypatch.setattr("guest.job.PODMAN", str(program))
+    return program
+
+
+def test_a_stop_ends_the_pull_of_an_image(
+    begin: Begin, podman: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PULL_S", "1000")
+    job = begin(image="10.0.0.1/tool:1")
+    until(lambda: (job.folder / "pull").exists(), what="the pull")
+
+    job.stop(300)
+
+    assert end_of(job) == Step(EXITED, 143)
+    assert RUNNING not in [step.stage for step in job.steps]
+
+
+def test_an_image_that_was_not_pulled_is_told_with_its_reason(begin: Begin, podman: Path) -> None:
+    podman.write_text(PULL.replace("exec sleep", "exit 125 #"))
+
+    end = end_of(
+        begin(image="10.0.0.1/tool:1", registry_username="joe", registry_password="geheim")
+    )
+
+    assert end.stage == FAILED
+    assert end.message.startswith("creating_container_error: 10.0.0.1/tool:1 was not pulled: ")
+    assert end.message.endswith("manifest unknown")
+    assert "geheim" not in end.message

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from guest import job_shell, job_ssh
+from guest import job_room, job_shell, job_ssh
 from guest.job_room import Account
 from guest.job_ssh import Landing, Sshd
 
@@ -48,7 +48,7 @@ def test_a_login_without_a_command_is_a_shell_in_the_jobs_environment() -> None:
 def test_a_command_is_run_by_a_shell_and_sftp_by_its_own_program() -> None:
     landing = asdict(Landing({}, account=ROOT))
 
-    for command in ("echo 'a b' | wc", job_ssh.SFTP):
+    for command in ("echo 'a b' | wc", job_room.SFTP):
         argv, _ = job_shell.plan(landing, command, on_terminal=False)
         assert argv == ["/bin/bash", "-c", command]
 
@@ -60,3 +60,13 @@ def test_a_login_of_a_job_with_an_image_enters_its_container() -> None:
     assert with_terminal[:6] == ["/usr/bin/podman", "exec", "--interactive", "--tty", "job", "sh"]
     command, _ = job_shell.plan(landing, "id -u", on_terminal=False)
     assert command == ["/usr/bin/podman", "exec", "--interactive", "job", "sh", "-c", "id -u"]
+
+
+def test_files_are_copied_into_a_container_by_the_guests_own_program() -> None:
+    landing = asdict(Landing({}, ("/usr/bin/podman", "exec", "job")))
+
+    argv, _ = job_shell.plan(landing, job_room.SFTP, on_terminal=False)
+
+    assert argv[:4] == ["/usr/bin/podman", "exec", "--interactive", "job"]
+    assert all(each.startswith(job_room.LENT) for each in (argv[4], argv[6], argv[7]))
+    assert argv[7].endswith("/openssh/sftp-server")

@@ -37,14 +37,14 @@ def test_descendants_are_found_at_any_depth(shell: subprocess.Popen[bytes]) -> N
 def test_a_process_that_ignores_sigterm_gets_sighup(shell: subprocess.Popen[bytes]) -> None:
     processes.ask_to_end([shell.pid])
 
-    assert shell.wait(10) == -signal.SIGHUP
+    assert shell.wait(30) == -signal.SIGHUP
 
 
 def test_any_other_process_gets_sigterm() -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         processes.ask_to_end([process.pid])
 
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_a_process_that_is_gone_is_no_obstacle() -> None:

@@ -204,7 +204,7 @@ def test_a_peer_that_stops_in_the_handshake_gives_its_thread_back(
     thread = threading.Thread(target=serve, daemon=True)
     began = time.monotonic()
     thread.start()
-    thread.join(5)
+    thread.join(8)
     theirs.close()
     assert [type(error) for error in failures] == [TimeoutError]
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8

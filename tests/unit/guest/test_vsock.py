@@ -199,5 +199,5 @@ def test_a_vm_with_a_vsock_device_and_no_serial_port_speaks_it(
     notifier.notify("boot.progress", "done")
     notifier.close()
 
-    until(lambda: service.asked, seconds=5)
+    until(lambda: service.asked)
     assert service.asked == [("Notify", {"event": "boot.progress", "payload": "done"})]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attest import envelope, ratls
+from attest import envelope, mr_config, ratls, snp_launch
 from attest.csr import CertRequest
+from attest.evidence import Attestation, SnpEvidence
 from attest_sim.tdx import SimulatedPlatform
 from core import certs
 from core.certs import Leaf
@@ -25,7 +27,8 @@ from kms import derive, rootkeys
 from kms.authz import Decision
 from kms.schemas import AppKeyRequest, CertificateRequest
 from kms.service import Caller, KmsService
-from kms.settings import Settings
+from kms.settings import AttestationSettings, Settings
+from tests.common import evidence
 from tests.unit.kms.conftest import (
     APP_ID,
     COMPOSE_HASH,
@@ -168,15 +171,59 @@ def test_another_kms_gets_the_root_keys(
 
 
 def test_a_platform_whose_gate_is_closed_gets_no_keys(
-    kms: KmsService, guest: Guest, deciding: Deciding, monkeypatch: pytest.MonkeyPatch
+    kms: KmsService, guest: Guest, deciding: Deciding
 ) -> None:
     # No such evidence is supported yet; the gate must hold when it is.
     boot = replace(_boot(kms, guest, deciding), tee_variant="dstack-aws-nitro-tpm")
 
     with pytest.raises(Invalid, match="aws_nitro_tpm_key_release is off"):
         kms._check_gates(boot)
-    with pytest.raises(Invalid, match="sev_snp_key_release is off"):
-        kms._check_gates(replace(boot, tee_variant="dstack-amd-sev-snp"))
+
+
+def snp_evidence(report_data: bytes) -> Attestation:
+    fields = {
+        "measurement": snp_launch.digest(evidence.SNP_MEASURED, 2, "EPYC-v4", 1),
+        "host_data": mr_config.host_data(evidence.DOCUMENT),
+    }
+    made, processor = evidence.snp_attestation(), evidence.processor()
+    raw = processor.report(report_data, **fields)
+    shown = SnpEvidence(raw, processor.chain_der, evidence.DOCUMENT)
+    return replace(made, platform=shown, report_data=report_data)
+
+
+@pytest.fixture
+def trusts_snp(settings: Settings, tmp_path: Path) -> AttestationSettings:
+    """The attestation settings of a KMS that believes the simulated processor too."""
+    (tmp_path / "snp.pem").write_text(evidence.processor().root_ca_pem)
+    given = settings.core.attestation
+    return replace(given, root_ca=replace(given.root_ca, snp=tmp_path / "snp.pem"))
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_sev_snp_gets_keys_and_certificates_only_through_its_gate(
+    open_kms: Callable[..., KmsService],
+    trusts_snp: AttestationSettings,
+    key: ec.EllipticCurvePrivateKey,
+    is_open: bool,
+) -> None:
+    kms = open_kms(attestation=trusts_snp, sev_snp_key_release=is_open)
+    spki = certs.spki_der(key.public_key())
+    shown = snp_evidence(ratls.report_data_for_key(spki))
+    request = signed(key, CertRequest(spki, shown).encode())
+    wishes: tuple[Callable[[], object], ...] = (
+        lambda: kms.get_app_key(Caller(shown), ASKED)["k256_key"],
+        lambda: kms.get_kms_key(Caller(shown), "")["keys"],
+        lambda: kms.sign_cert(request)["certificate_chain"],
+    )
+
+    for wish in wishes:
+        if is_open:
+            assert wish()
+        else:
+            with pytest.raises(Invalid, match="sev_snp_key_release is off"):
+                wish()
+    log = kms.settings.audit_log
+    assert len(log.read_text().splitlines() if log.exists() else []) == (3 if is_open else 0)
 
 
 def _boot(kms: KmsService, guest: Guest, deciding: Deciding):  # type: ignore[no-untyped-def] # BootInfo

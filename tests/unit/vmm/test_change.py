@@ -26,8 +26,7 @@ def configuration(**fields: Any) -> Configuration:
 @pytest.fixture
 def stopped(vms: Vms) -> str:
     """The id of a stopped VM with one port."""
-    wanted = configuration(stopped=True, ports=[rows.port(20001)])
-    return vms.create(wanted)
+    return vms.create(configuration(stopped=True, ports=[rows.port(free_port())]))
 
 
 def seen(vms: Vms, vm_id: str) -> dict[str, object]:
@@ -39,7 +38,8 @@ def seen(vms: Vms, vm_id: str) -> dict[str, object]:
 
 def test_every_given_field_changes_and_the_rest_stays(vms: Vms, stopped: str) -> None:
     before = seen(vms, stopped)
-    text = json.dumps({"name": "second"})
+    text, more = json.dumps({"name": "second"}), free_port()
+    (kept,) = [each["host_port"] for each in before["ports"]]  # type: ignore[attr-defined]
 
     app_id = vms.update(
         Change(
@@ -47,7 +47,7 @@ def test_every_given_field_changes_and_the_rest_stays(vms: Vms, stopped: str) ->
             compose_file=text,
             encrypted_env=b"\1\2",
             update_ports=True,
-            ports=[PortMap("tcp", 20001, 81, ""), PortMap("tcp", 20002, 82, "")],
+            ports=[PortMap("tcp", kept, 81, ""), PortMap("tcp", more, 82, "")],
             vcpu=2,
             disk_size=3,
         )
@@ -56,7 +56,7 @@ def test_every_given_field_changes_and_the_rest_stays(vms: Vms, stopped: str) ->
     after = seen(vms, stopped)
     assert after["compose_file"] == text
     assert after["encrypted_env"] == b"\1\2"
-    assert [(p["host_port"], p["vm_port"]) for p in after["ports"]] == [(20001, 81), (20002, 82)]  # type: ignore[attr-defined]
+    assert [(p["host_port"], p["vm_port"]) for p in after["ports"]] == [(kept, 81), (more, 82)]  # type: ignore[attr-defined]
     assert (after["vcpu"], after["disk_size"]) == (2, 3)
     assert after["memory"] == before["memory"]
     assert after["app_id"] == before["app_id"] != app_id
@@ -90,12 +90,13 @@ def test_a_refused_update_changes_nothing(
 
 
 def test_a_port_of_another_vm_is_refused_and_nothing_changes(vms: Vms, stopped: str) -> None:
-    vms.create(configuration(stopped=True, ports=[rows.port(20009)]))
+    port = free_port()
+    vms.create(configuration(stopped=True, ports=[rows.port(port)]))
     before = seen(vms, stopped)
 
-    with pytest.raises(Conflict, match="20009"):
+    with pytest.raises(Conflict, match=str(port)):
         vms.update(
-            Change(id=stopped, update_ports=True, ports=[PortMap("tcp", 20009, 80, "")], vcpu=2)
+            Change(id=stopped, update_ports=True, ports=[PortMap("tcp", port, 80, "")], vcpu=2)
         )
 
     assert seen(vms, stopped) == before

@@ -54,6 +54,15 @@ def test_a_clone_asks_for_what_the_first_one_is(fields: dict[str, Any]) -> None:
     assert fields or again["gpus"] == empty_gpus
 
 
+@pytest.mark.parametrize("platform", ["dstack-tdx", "dstack-amd-sev-snp"])
+def test_a_clone_simulates_the_same_platform(platform: str) -> None:
+    has = info(simulated_tee=platform)
+
+    asked = configuration(filled(has), has["configuration"]["compose_file"])
+
+    assert asked["simulated_tee"] == platform
+
+
 def test_a_change_names_only_what_differs() -> None:
     has = info(**WHOLE)
     form = filled(has)

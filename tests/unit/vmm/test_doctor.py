@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core.config import AuthConfig, Config, NetworkingConfig
+from core.config import AuthConfig, Config
+from core.config_cvm import NetworkingConfig
 from image.registry import Image
 from vmm import accel, doctor
 from vmm.doctor import Finding, examine, misfits

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.config import GpuConfig
+from core.config_cvm import GpuConfig
 from core.errors import Invalid
 from vmm import gpu
 

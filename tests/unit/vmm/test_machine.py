@@ -19,14 +19,8 @@ import pytest
 
 from attest import compose, mr_config
 from core import prpc
-from core.config import (
-    Config,
-    GpuConfig,
-    HostApiConfig,
-    NetworkingConfig,
-    PortMappingConfig,
-    PortRange,
-)
+from core.config import Config, HostApiConfig
+from core.config_cvm import GpuConfig, NetworkingConfig, PortMappingConfig, PortRange
 from core.errors import Conflict, Invalid, Unavailable
 from image import manifest, registry
 from image.registry import Image
@@ -55,6 +49,9 @@ def root(tmp_path: Path) -> Path:
     """A host with vsock, two NUMA nodes with 64 GiB of huge pages each, a GPU on node 0, a switch on 1."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/vhost-vsock").touch()
+    (tmp_path / "proc").mkdir()
+    mounts = "hugetlbfs /dev/hugepages hugetlbfs rw,relatime,pagesize=1024M 0 0\n"
+    (tmp_path / "proc/mounts").write_text(mounts)
     for node, cpus in NODES.items():
         folder = tmp_path / f"sys/devices/system/node/node{node}"
         (folder / "hugepages/hugepages-1048576kB").mkdir(parents=True)

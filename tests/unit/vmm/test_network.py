@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import NetworkingConfig, PortMappingConfig, PortRange
+from core.config_cvm import NetworkingConfig, PortMappingConfig, PortRange
 from core.errors import Conflict, Invalid
 from tests.common.waiting import free_port
 from vmm import network

@@ -47,14 +47,35 @@ def test_a_device_without_a_node_is_near_the_first(
     assert numa.node_of(tmp_path, "0000:3b:00.0") == node
 
 
-def test_free_huge_pages_of_every_size_count(tmp_path: Path) -> None:
-    for size, free in ((2048, 512), (1048576, 3)):
+MOUNTS = """\
+proc /proc proc rw 0 0
+tmpfs /dev/hugepages tmpfs rw,size=4G 0 0
+hugetlbfs /dev/hugepages hugetlbfs rw,relatime,pagesize={} 0 0
+hugetlbfs /mnt/huge hugetlbfs rw,relatime,pagesize=16M 0 0
+"""
+
+
+@pytest.mark.parametrize(("mounted", "free"), [("2M", 1), ("2048K", 1), ("1024M", 3)])
+def test_only_free_huge_pages_of_the_mounted_size_count(
+    tmp_path: Path, mounted: str, free: int
+) -> None:
+    for size, pages in ((2048, 1023), (1048576, 3)):
         folder = tmp_path / f"sys/devices/system/node/node0/hugepages/hugepages-{size}kB"
         folder.mkdir(parents=True)
-        (folder / "free_hugepages").write_text(f"{free}\n")
+        (folder / "free_hugepages").write_text(f"{pages}\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/mounts").write_text(MOUNTS.format(mounted))
 
-    assert numa.free_gib(tmp_path, 0) == 4
+    assert numa.free_gib(tmp_path, 0) == free
     assert numa.free_gib(tmp_path, 1) == 0
-    numa.check_free(tmp_path, [NumaNode(0, 0, 0, 4)])
-    with pytest.raises(Invalid, match="node 0 of this host has 4 GiB of free huge pages and 5"):
-        numa.check_free(tmp_path, [NumaNode(0, 0, 0, 5)])
+    numa.check_free(tmp_path, [NumaNode(0, 0, 0, free)])
+    with pytest.raises(Invalid, match=f"node 0 of this host has {free} GiB of free huge pages and"):
+        numa.check_free(tmp_path, [NumaNode(0, 0, 0, free + 1)])
+
+
+def test_a_host_that_mounts_no_huge_pages_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/mounts").write_text("tmpfs /dev/hugepages tmpfs rw 0 0\n")
+
+    with pytest.raises(Invalid, match="hugepages: this host has none at /dev/hugepages"):
+        numa.free_gib(tmp_path, 0)

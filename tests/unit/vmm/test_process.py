@@ -143,7 +143,7 @@ def test_a_look_at_the_lock_is_no_running_process(workdir: Path) -> None:
         until(lambda: "process.lock" in open_names(starting.pid))
         look.close()
 
-        assert starting.wait(10) == 0
+        assert starting.wait(30) == 0
 
 
 def open_names(pid: int) -> set[str]:
@@ -246,7 +246,7 @@ def test_a_process_that_ignores_the_gentle_signal_is_killed_after_its_grace(work
     began = time.monotonic()
     assert process.end(workdir, found, grace_s=0.2)
 
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - began < 60
     assert str(process.ending(workdir)) == "killed by SIGKILL"
 
 

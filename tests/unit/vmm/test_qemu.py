@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core import proc
-from core.config import CvmConfig
+from core.config_cvm import CvmConfig
 from core.errors import Upstream
 from core.proc import run
 from vmm import qemu, qmp

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core.config import AutoRestartConfig
+from core.config_cvm import AutoRestartConfig
 from vmm.restart import Decision, decide
 
 RULES = AutoRestartConfig(max_retries=5, initial_backoff=5, max_backoff=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from core.config import LogConfig
+from core.config_cvm import LogConfig
 from vmm import rotation
 
 

@@ -140,7 +140,7 @@ def test_a_guest_that_drips_is_given_up_in_time(
         channel.ask(data_dir, "Info", {}, begin_s=0.3, whole_s=0.5)
 
     ended.set()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4.5
 
 
 def test_a_guest_that_is_not_there_is_told(data_dir: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_guest_that_says_nothing_does_not_hold_us(monkeypatch: pytest.MonkeyPa
         == b""
     )
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4.5
 
 
 @pytest.fixture

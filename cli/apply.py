@@ -10,12 +10,12 @@ from urllib.parse import urljoin
 import click
 
 from cli import configuration
-from cli.attach import BIND, PORTS, SSH_IDENTITY, begun, beside
+from cli.attach import BIND, PORTS, SSH_IDENTITY, begun, beside, tell_end
 from cli.configuration import FILE
 from cli.run import PROJECT, YES, see_end
-from cli.runs_client import FINISHED, Api, exit_code, job_of, last_of
+from cli.runs_client import FINISHED, Api, decisive, exit_code, job_of, last_of
 from cli.terminal import say
-from cli.tunnel import Wish
+from cli.tunnel import Wish, ending_in_order
 from core.errors import Invalid, NotFound
 
 OFFERS_SHOWN = 3
@@ -62,6 +62,8 @@ def apply(
         return apply_fleet(api, wanted, path, yes=yes, detach=detach, force=force)
     configuration.check_sendable(wanted)
     wanted["env"] = configuration.environment(wanted.get("env"), variables)
+    if "registry_auth" in wanted:
+        wanted["registry_auth"] = configuration.credentials(wanted["registry_auth"], wanted["env"])
     wanted |= {"fleets": list(fleets)} if fleets else {}
     spec = {
         "run_name": name or wanted.get("name"),
@@ -70,12 +72,13 @@ def apply(
         "ssh_key_pub": _public_key(ssh_identity),
     }
     wish = Wish.of(ports, bind, ssh_identity)
-    plan = api.call("runs/get_plan", run_spec=spec, max_offers=max_offers)
+    plan = api.plan(spec, max_offers)
     run = _submitted(api, plan, wish if not detach else None, yes=yes, force=force)
     if run is None:
         return 0
     if detach:
-        say(f"Run {run['run_spec']['run_name']} submitted, detaching...")
+        done = "updated" if run.get("deployment_num") else "submitted"
+        say(f"Run {run['run_spec']['run_name']} {done}, detaching...")
         return 0
     return _attended(api, run, wish, yes=yes)
 
@@ -146,17 +149,14 @@ def _say_why_none(api: Api) -> None:
 
 
 def _attended(api: Api, run: Any, wish: Wish, *, yes: bool) -> int:
-    from cli.runs_view import status
-
     try:
-        run = _seen_through(api, run, wish)
+        with ending_in_order():
+            run = _seen_through(api, run, wish)
     except KeyboardInterrupt:
         return _left(api, run, yes=yes)
-    say(f"{run['run_spec']['run_name']}: {status(run)}")
-    ended = last_of(job_of(run))
-    if run["status"] != "done" and ended.get("termination_reason_message"):
-        say(ended["termination_reason_message"])
-    return exit_code(run)
+    ended = decisive(run)
+    tell_end(run, ended)
+    return exit_code(run, ended)
 
 
 def _seen_through(api: Api, run: Any, wish: Wish) -> Any:

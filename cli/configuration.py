@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ KINDS = ("task", "service", "dev-environment", "fleet")
 # What would have to be sent beside the configuration.
 LOCAL = ("files", "repos")
 STDIN = Path("-")
+# As dstack writes a variable of the run among the credentials of a registry.
+_VARIABLE = re.compile(r"\$\{\{\s*env\.([A-Za-z_]\w*)\s*\}\}")
 
 FILE = click.option(
     "-f",
@@ -36,10 +40,11 @@ def read(path: Path) -> dict[str, Any]:
         raise Invalid(f"{path}: the name of a configuration ends in .yml or .yaml")
     try:
         found = yaml.safe_load(sys.stdin.read() if path == STDIN else path.read_text())
+        json.dumps(found, default=str)  # as it will be sent
     except FileNotFoundError:
         raise NotFound(f"there is no file {path}; name one with -f") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: bytes that are no text, days that are none.
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        # ValueError: bytes that are no text, days that are none, what contains itself.
         raise Invalid(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(found, dict) or found.get("type") not in KINDS:
         raise Invalid.field("type", f"{path} must have a type: {', '.join(KINDS)}")
@@ -72,3 +77,19 @@ def environment(given: Any, more: Sequence[str]) -> dict[str, str]:
     if missing:
         raise Invalid.field("env", f"{missing[0]} has no value, here and in the environment")
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def credentials(given: Any, variables: Mapping[str, str]) -> Any:
+    """The `registry_auth` of a configuration with `${{ env.NAME }}` replaced; Invalid names one without a value."""
+    if not isinstance(given, Mapping):
+        return given
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in variables:
+            raise Invalid.field("registry_auth", f"{match[1]} is none of the variables in env")
+        return variables[match[1]]
+
+    return {
+        name: _VARIABLE.sub(value, text) if isinstance(text, str) else text
+        for name, text in given.items()
+    }

@@ -103,7 +103,7 @@ def delete(name: str, numbers: Sequence[int], yes: bool, project: str) -> None:
         api.call("fleets/delete_instances", name=name, instance_nums=list(numbers))
     else:
         api.call("fleets/delete", names=[name])
-    say(f"{what[0].upper()}{what[1:]} deleted.")
+    say(f"Deleted {what}.")
 
 
 # Applying one ------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def offer(
         fields = [each for each in group_by.split(",") if each != "gpu"]
         _show_gpus(api.call("gpus/list", run_spec=spec, group_by=fields), as_json=as_json)
         return
-    plan = api.call("runs/get_plan", run_spec=spec, max_offers=max_offers, for_offers_only=True)
+    plan = api.plan(spec, max_offers, for_offers_only=True)
     if as_json:
         _print(plan)
     else:

@@ -77,6 +77,8 @@ def ps(
     """List the runs of a project: those that have not ended, and if there are none the newest one."""
     from cli import runs_view
 
+    if watch and as_json:
+        raise Invalid("--json is one document: it does not go with --watch")
     api = Api.of(project)
     while True:
         found = _listed(api, only_active=not (show_all or last), limit=last or 100)
@@ -108,24 +110,25 @@ def _listed(api: Api, *, only_active: bool, limit: int) -> list[Any]:
 @SINCE
 @JOB
 @REPLICA
+@AS_JSON
 @PROJECT
 def logs(
-    name: str,
-    follow: bool,
-    diagnose: bool,
-    since: str | None,
-    job_num: int,
-    replica: int | None,
-    project: str,
-) -> None:
+    name: str, follow: bool, diagnose: bool, since: str | None, job_num: int, replica: int | None,
+    as_json: bool, project: str,
+) -> None:  # fmt: skip
     """Show the output of run NAME."""
     from cli.runs_view import write
 
+    if follow and as_json:
+        raise Invalid("--json is one document: it does not go with --follow")
     api = Api.of(project)
-    found = api.run(name)
+    found, start = api.run(name), since and moment(since)
     submission = last_of(job_of(found, job_num, replica))["id"]
+    if as_json:
+        print_json(list(api.entries(found, submission, start, diagnose)))
+        return
     read = api.followed if follow else api.output
-    write(read(found, submission, since=since and moment(since), diagnose=diagnose))
+    write(read(found, submission, since=start, diagnose=diagnose))
 
 
 @click.command()

@@ -33,6 +33,18 @@ FINISHED = ("done", "failed", "terminated")
 JOB_FINISHED = (*FINISHED, "aborted")
 
 
+# Calls whose answers are lists of objects, one object, and nothing.
+LISTS = ("runs/list", "fleets/list", "events/list")
+VOID = ("runs/stop", "runs/delete", "fleets/delete", "fleets/delete_instances")
+
+
+class Told(dict[str, Any]):
+    """An object that a server told; one that lacks what is looked for came from no server of runs."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Upstream(f"the server's answer has no {name!r}: is it a server of runs?")
+
+
 @dataclass(frozen=True)
 class Api:
     """One project of one server."""
@@ -62,24 +74,37 @@ class Api:
             limit=ANSWER_LIMIT,
         )
         try:
-            told = json.loads(answer.body or b"null")
-        except ValueError:
-            raise Upstream(f"what answers at {self.entry.url} is no server of runs") from None
+            told = json.loads(answer.body or b"null", object_hook=Told)
+        except (ValueError, RecursionError):
+            raise self._is_other() from None
         if answer.status != 200:
             raise refusal(answer.status, told)
+        if not _fits(path, told):
+            raise self._is_other()
         return told
+
+    def _is_other(self) -> Upstream:
+        return Upstream(f"what answers at {self.entry.url} is no server of runs")
 
     def check(self) -> None:
         """Refuses an address, a token or a project that is none."""
-        told = self.call(f"/api/projects/{quote(self.entry.name)}/get")
-        if not isinstance(told, dict) or "project_id" not in told:
-            raise Upstream(f"what answers at {self.entry.url} is no server of runs")
+        if "project_id" not in self.call(f"/api/projects/{quote(self.entry.name)}/get"):
+            raise self._is_other()
 
     # Runs ---------------------------------------------------------------------------------------
 
     def run(self, name: str, run_id: str | None = None) -> Any:
         """A run by its name, or by its id."""
         return self.call("runs/get", **({"id": run_id} if run_id else {"run_name": name}))
+
+    def plan(self, spec: Any, max_offers: int, *, for_offers_only: bool = False) -> Any:
+        """The plan of a run, which has a job."""
+        asked = {"run_spec": spec, "max_offers": max_offers}
+        only = {"for_offers_only": True} if for_offers_only else {}
+        plan = self.call("runs/get_plan", **asked, **only)
+        if not plan["job_plans"]:
+            raise self._is_other()
+        return plan
 
     def delete_fleet(self, name: str | None) -> None:
         """Deletes a fleet and returns when it is gone."""
@@ -115,7 +140,7 @@ class Api:
         self, run: Any, submission: str, *, since: str | None = None, diagnose: bool = False
     ) -> Iterator[bytes]:
         """What a job has said up to now, piece by piece; `since` is a time."""
-        for entry in self._entries(run, submission, since, diagnose):
+        for entry in self.entries(run, submission, since, diagnose):
             yield base64.b64decode(entry["message"])
 
     def followed(
@@ -125,16 +150,17 @@ class Api:
         while True:
             # First: what is said between two questions must not be missed.
             is_over = _is_over(self.look("runs/get", id=run["id"]), submission)
-            for entry in self._entries(run, submission, since, diagnose):
+            for entry in self.entries(run, submission, since, diagnose):
                 since = entry["timestamp"]
                 yield base64.b64decode(entry["message"])
             if is_over:
                 return
             time.sleep(LOOK_S)
 
-    def _entries(
+    def entries(
         self, run: Any, submission: str, since: str | None, diagnose: bool
     ) -> Iterator[Any]:
+        """What a job has said up to now, as the server tells it."""
         token = None
         while True:
             page = self.look(
@@ -152,12 +178,20 @@ class Api:
                 return
 
 
+def _fits(path: str, told: Any) -> bool:
+    """Whether an answer is what a call is answered with."""
+    if path.endswith(VOID):
+        return True
+    if path.endswith(LISTS):
+        return isinstance(told, list) and all(isinstance(each, dict) for each in told)
+    return isinstance(told, dict)
+
+
 def refusal(status: int, told: Any) -> CasemateError:
     """What a server's refusal says, as an error of ours."""
     detail = told.get("detail") if isinstance(told, dict) else None
     if status == 422 and isinstance(detail, list):
-        rows = [(".".join(str(step) for step in each["loc"][1:]), each["msg"]) for each in detail]
-        return Invalid("; ".join(f"{name}: {said}" if name else said for name, said in rows))
+        return Invalid("; ".join(map(_fault, detail)))
     if status >= 500:
         return Unavailable(f"the server failed with status {status}; it may do so once only")
     row = detail[0] if isinstance(detail, list) and detail else detail
@@ -166,6 +200,15 @@ def refusal(status: int, told: Any) -> CasemateError:
     if code == "resource_not_exists" or status == 404:
         return NotFound(text)
     return Forbidden(text) if status in (401, 403) else CasemateError(text)
+
+
+def _fault(row: Any) -> str:
+    """What is wrong with a field, and which one."""
+    if not isinstance(row, dict):
+        return str(row)
+    place = row.get("loc")
+    name = ".".join(map(str, place[1:])) if isinstance(place, list) else ""
+    return f"{name}: {row.get('msg')}" if name else str(row.get("msg"))
 
 
 def job_of(run: Any, job_num: int = 0, replica: int | None = None) -> Any:
@@ -197,8 +240,11 @@ def _is_over(run: Any, submission: str) -> bool:
     return run["status"] in FINISHED or any(each in JOB_FINISHED for each in statuses)
 
 
-def exit_code(run: Any, job_num: int = 0, replica: int | None = None) -> int:
+def decisive(run: Any) -> Any:
+    """The job by which the end of a run is told: the first that failed, else the first one."""
+    return next((job for job in run["jobs"] if last_of(job)["status"] == "failed"), job_of(run))
+
+
+def exit_code(run: Any, job: Any) -> int:
     """What a command that saw a run to its end ends with: the code of a job, or 1 where that says nothing."""
-    if run["status"] == "done":
-        return 0
-    return last_of(job_of(run, job_num, replica)).get("exit_status") or 1
+    return 0 if run["status"] == "done" else last_of(job).get("exit_status") or 1

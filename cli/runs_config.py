@@ -103,6 +103,8 @@ def _read(path: Path) -> list[Entry]:
         return [_entry(each) for each in found.get("projects") or []]
     except FileNotFoundError:
         return []
+    except RecursionError:
+        raise Invalid(f"{path} is not a list of projects") from None
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, Invalid) as error:
         why = " ".join(str(error).split())[:200]
         raise Invalid(f"{path} is not a list of projects: {why}") from None

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import click
 
-from cli.runs_client import FINISHED
+from cli.runs_client import FINISHED, decisive, last_of
 from cli.terminal import plain, print_table, shown
 from core.errors import Invalid
 
@@ -82,10 +82,9 @@ def backend(name: str, region: str | None) -> str:
 
 
 def status(run: Any) -> str:
-    """What to say of a run: of one that ended, how its job did."""
-    submission = run.get("latest_job_submission")
-    if run["status"] in FINISHED and submission:
-        return str(submission.get("status_message") or run["status"])
+    """What to say of a run: of one that ended, how its job did, or of several the first that failed."""
+    if run["status"] in FINISHED and run["jobs"]:
+        return str(last_of(decisive(run)).get("status_message") or run["status"])
     return str(run.get("status_message") or run["status"])
 
 
@@ -223,5 +222,11 @@ def write(pieces: Iterable[bytes]) -> None:
         return
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     keep_colour = "NO_COLOR" not in os.environ
-    for text in shown(map(decoder.decode, pieces), keep_colour=keep_colour):
-        click.echo(text, nl=False, color=keep_colour)
+    last = "\n"
+    try:
+        for text in shown(map(decoder.decode, pieces), keep_colour=keep_colour):
+            click.echo(text, nl=False, color=keep_colour)
+            last = text[-1:] or last
+    finally:
+        # What is said next begins a line.
+        click.echo(nl=last != "\n")

@@ -10,11 +10,14 @@ import contextlib
 import hashlib
 import os
 import re
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from cli.runs_client import Api
@@ -97,6 +100,28 @@ class Tunnel:
 def never() -> bool:
     """Nobody gives up before the time is over."""
     return False
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Lets SIGTERM, and the end of the terminal, take a connection away before they end us."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if _is_default(each)]
+    for each in ours:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def _is_default(number: signal.Signals) -> bool:
+    # nohup(1) ignores one of them, and means it.
+    return signal.getsignal(number) is signal.SIG_DFL
 
 
 @contextlib.contextmanager

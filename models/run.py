@@ -77,6 +77,11 @@ class RunJob(Base):
     # As the client reads them; set when the instance is known, and when the job runs.
     provisioning: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     runtime: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    # Of a service: whether it may be sent requests now, when it first could, and of each probe how often it has passed
+    # in a row.
+    ready: Mapped[bool] = mapped_column(default=False)
+    ready_us: Mapped[int | None]
+    streaks: Mapped[list[int] | None] = mapped_column(JSON)
     submitted_us: Mapped[int]
     processed_us: Mapped[int]
     provisioned_us: Mapped[int | None]

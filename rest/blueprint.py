@@ -15,6 +15,8 @@ from core.errors import Invalid
 
 # What webargs calls the places of a request.
 _PLACES = dict.fromkeys(("json", "form", "files", "json_or_form", "multipart"), "body")
+# Bytes of JSON that may be something else than an object, and then come to the schema all the same.
+LITTLE = 1000
 
 
 _View = TypeVar("_View", bound=Callable[..., Any])
@@ -66,11 +68,20 @@ class Arguments(FlaskParser):
         (place, said), *_ = cast(dict[str, Any], error.messages).items()
         raise BadArguments(_PLACES.get(place, place), dict(_flat(said)), given=error.data)
 
+    def load_json(self, req: Any, schema: Schema) -> Any:
+        """The body, which must say that it is JSON: curl's `-d` alone calls it a form, and all of it would be lost."""
+        if req.get_data() and not req.is_json:
+            raise BadArguments("body", {"": ["needs the header Content-Type: application/json"]})
+        return super().load_json(req, schema)
+
     def _raw_load_json(self, req: Any) -> Any:
         # Webargs alone knows no bounds of depth or number.
-        is_object = req.is_json and req.get_data().lstrip()[:1] == b"{"
+        data = req.get_data()
+        is_object = data.lstrip()[:1] == b"{"
+        if len(data) > LITTLE and not is_object:
+            raise BadArguments("body", {"": ["must be an object"]})
         try:
-            return prpc.read_json(req.get_data()) if is_object else super()._raw_load_json(req)
+            return prpc.read_json(data) if is_object else super()._raw_load_json(req)
         except Invalid as error:
             raise BadArguments("body", {"": [error.message]}, malformed=True) from None
         except RecursionError:

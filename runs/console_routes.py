@@ -26,7 +26,7 @@ PAGE = 50
 @blueprint.get("/runs")
 def runs() -> Response:
     """The runs that the caller sees, the newest first."""
-    before = _before() or (None, None)
+    before = _before()
     query = RunsQuery(
         only_active="active" in request.args,
         job_submissions_limit=1,
@@ -81,9 +81,19 @@ def output(project_name: str, run_id: str, submission_id: str) -> Response:
 
 @blueprint.get("/fleets")
 def fleets() -> Response:
-    """The fleets that the caller sees, with their instances."""
-    query = ListQuery(only_active=True, limit=PAGE)
-    return show("runs/fleets.html", fleets=service().fleets.search(caller(), None, query))
+    """The fleets that the caller sees, with their instances; the newest first."""
+    query = ListQuery(True, *_before(), limit=PAGE)
+    found = service().fleets.search(caller(), None, query)
+    return show("runs/fleets.html", fleets=found, most=PAGE)
+
+
+@blueprint.post("/fleets/<project_name>/<fleet_id>/delete")
+def delete_fleet(project_name: str, fleet_id: str) -> BaseResponse:
+    """Wishes that a fleet and its instances end."""
+    name = service().fleets.get(caller(), project_name, None, fleet_id)["name"]
+    return attempt(
+        lambda: service().fleets.delete(caller(), project_name, [name]), f"Deleting: {name}"
+    )
 
 
 @blueprint.get("/events")
@@ -116,11 +126,10 @@ def delete_key(key_id: str) -> BaseResponse:
     )
 
 
-def _before() -> tuple[int, str | None] | None:
+def _before() -> tuple[int | None, str | None]:
     """The moment and the id that a page of a list begins behind."""
     text = request.args.get("before", "")
-    moment = microseconds(text) if text else None
-    return None if moment is None else (moment, request.args.get("id"))
+    return microseconds(text) if text else None, request.args.get("id")
 
 
 def _place() -> int:

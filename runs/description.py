@@ -12,7 +12,7 @@ from models.account import Member, Project, SshKey, User
 from models.event import Event
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import lifecycle, planner, records, sealing
+from runs import lifecycle, planner, records, rolling, sealing
 from runs.lifecycle import Kind, Status
 from runs.moments import maybe, of_ms, written
 
@@ -151,6 +151,10 @@ def _message(row: Run, last: Sequence[RunJob]) -> str:
         return "pulling"
     if row.status in (Status.PENDING, Status.SUBMITTED) and any(job.submission_num for job in last):
         return "retrying"
+    if row.status == Status.RUNNING and rolling.given_up(row):
+        return "running, update stopped"
+    if row.status == Status.RUNNING and rolling.waits(row):
+        return "running, update waits for room"
     return str(row.status)
 
 
@@ -207,7 +211,7 @@ def submission(row: RunJob) -> Answer:
         "job_provisioning_data": row.provisioning,
         "job_runtime_data": row.runtime,
         "error": lifecycle.job_error(row.termination_reason),
-        "probes": [],
+        "probes": [{"success_streak": each} for each in row.streaks or ()],
         "image_pull_progress": None,
     }
 

@@ -17,6 +17,8 @@ from runs.moments import microseconds
 
 # What SQLite holds as an integer; nothing larger has a meaning here.
 _MOST = 2**63 - 1
+# No list of this interface needs more.
+MOST_ITEMS = 1000
 _DURATION = re.compile(r"(\d{1,12}) *([smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(mb|gb|tb|)", re.ASCII | re.IGNORECASE)
@@ -112,13 +114,15 @@ class Choice(fields.Field[str]):
     def __init__(self, *words: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.words = words
-        self.metadata = {"type": "string", "enum": list(words), **self.metadata}
+        known = [*words, None] if self.allow_none else list(words)
+        self.metadata = {"type": "string", "enum": known, **self.metadata}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         if isinstance(value, str) and value in self.words:
             return value
         *first, last = (f"'{word}'" for word in self.words)
-        raise ValidationError(f"Input should be {', '.join(first)} or {last}" if first else last)
+        known = f"{', '.join(first)} or {last}" if first else last
+        raise ValidationError(f"Input should be {known}")
 
 
 class Uuid(fields.UUID):
@@ -149,9 +153,21 @@ class Moment(fields.Field[int]):
 
 
 class Items(fields.List[Any]):
-    """A list."""
+    """A list of at most so many: each item may cost a question to the database, or be kept."""
 
     default_error_messages = refusals("list")
+
+    def __init__(self, kind: Any, *, most: int = MOST_ITEMS, **kwargs: Any) -> None:
+        super().__init__(kind, **kwargs)
+        self.most = most
+        self.metadata = {"maxItems": most, **self.metadata}
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if isinstance(value, list) and len(value) > self.most:
+            raise ValidationError(
+                f"List should have at most {self.most} items after validation, not {len(value)}"
+            )
+        return super()._deserialize(value, *args, **kwargs)
 
 
 class Part(fields.Nested):
@@ -168,16 +184,29 @@ class Table(fields.Dict):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(keys=Text(), values=Text(), **kwargs)
 
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._deserialize(value, *args, **kwargs)  # type: ignore[no-untyped-call] # marshmallow's own
+        except ValidationError as error:
+            if not isinstance(error.messages, dict):
+                raise
+            # Marshmallow says of each name whether it or its value is wrong; the place is the name either way.
+            told = {
+                name: [each for said in why.values() for each in said]
+                for name, why in error.messages.items()
+            }
+            raise ValidationError(told) from None
+
 
 class Short(Part):
-    """An object that also has a short form, which `expand` turns into the long one."""
+    """An object that also has a short form of some types (`kinds`), which `expand` turns into the long one."""
 
     def __init__(
         self, schema: type[Schema], expand: Callable[[Any], Any], *, kinds: Sequence[str], **kw: Any
     ) -> None:
         super().__init__(schema, **kw)
         self.expand = expand
-        self.kinds = tuple(kinds)
+        self.kinds, self.shapes = tuple(kinds), (schema,)
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         expanded = value if isinstance(value, Mapping) else self.expand(value)
@@ -192,6 +221,7 @@ class Span(fields.Field[dict[str, Any]]):
     def __init__(self, *, of: Callable[[Any], float | int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.of = of
+        self.metadata = {"type": ["object", "number", "string"], **self.metadata}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         given = self._ends(value)
@@ -222,8 +252,10 @@ class Span(fields.Field[dict[str, Any]]):
 def count(value: Any) -> int:
     """A number of things, not negative."""
     number = whole(value)
-    if number is None or number < 0:
+    if number is None:
         raise ValidationError("Input should be a valid integer")
+    if number < 0:
+        raise ValidationError("Input should be greater than or equal to 0")
     return number
 
 
@@ -244,6 +276,10 @@ class Memory(fields.Field[float]):
 
     default_error_messages = refusals("number")
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"type": ["number", "string"], **self.metadata}
+
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> float:
         return gigabytes(value)
 
@@ -252,6 +288,8 @@ def seconds(value: Any) -> int:
     """A duration in seconds from a number or a text like `30s`, `5m`, `2h`, `1d`, `1w`."""
     number = whole(value)
     if number is not None:
+        if number < 0:
+            raise bad("Duration cannot be negative")
         return number
     written = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if written is None:
@@ -263,6 +301,10 @@ class Duration(fields.Field[int]):
     """A duration, loaded as seconds."""
 
     default_error_messages = refusals("integer")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"type": ["integer", "string"], **self.metadata}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
         return seconds(value)
@@ -276,22 +318,24 @@ class OffDuration(fields.Field[Any]):
     def __init__(self, off: str | int | None = "off", **kwargs: Any) -> None:
         super().__init__(allow_none=True, load_default=None, **kwargs)
         self.off = off
+        self.metadata = {"type": ["integer", "string", "boolean"], **self.metadata}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if value is True:
             return None
         if value is False or value == "off" or (self.off == -1 and value == -1):
             return self.off
-        found = seconds(value)
-        if found < 0:
-            raise bad("Duration cannot be negative")
-        return found
+        return seconds(value)
 
 
 class Environment(fields.Field[dict[str, Any]]):
     """Variables as an object or as a list of NAME=VALUE; a NAME alone must be filled by the client."""
 
     default_error_messages = refusals("dictionary")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"type": ["object", "array"], **self.metadata}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if isinstance(value, list):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from accounts.roles import Caller, ProjectRole
@@ -16,10 +15,11 @@ from models.base import Database
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
 from runs import access, description, lifecycle, names, planner, records, refusals, timeline
+from runs.cursor import Cursor
 from runs.description import Answer
 from runs.lifecycle import Kind, Status
 from runs.planner import Size, Spec
-from runs.specs import NAME_RULE, is_name
+from runs.specs import NAME_RULE, check_size, is_name
 
 # An offer list of a plan is cut here, its count is not.
 MAX_OFFERS = 50
@@ -34,6 +34,11 @@ class ListQuery:
     prev_id: str | None = None
     limit: int = 100
     ascending: bool = False
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place and the size of the part."""
+        return Cursor(self.prev_created_at, self.prev_id, self.limit, self.ascending)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Fleets:
             asked = select(Fleet).where(Fleet.project_id.in_(_seen(session, caller, project_name)))
             if query.only_active:
                 asked = asked.where(Fleet.deleted.is_(False))
-            rows = session.scalars(_part(asked, Fleet, query)).all()
+            rows = session.scalars(query.cursor.page(asked, Fleet.created_us, Fleet.id)).all()
             return [description.fleet(row) for row in rows]
 
     def instances(
@@ -136,7 +141,11 @@ class Fleets:
                 asked = asked.where(Fleet.id.in_(fleets))
             if query.only_active:
                 asked = asked.where(Instance.finished_us.is_(None))
-            rows = session.scalars(_part(asked, Instance, query)).unique().all()
+            rows = (
+                session.scalars(query.cursor.page(asked, Instance.created_us, Instance.id))
+                .unique()
+                .all()
+            )
             return [description.instance(row, row.fleet) for row in rows]
 
     def instance(self, caller: Caller, project_name: str, instance_id: str) -> Answer:
@@ -148,12 +157,23 @@ class Fleets:
                 raise refusals.missing("Instance")
             return description.instance(row, row.fleet)
 
+    def instance_numbered(
+        self, caller: Caller, project_name: str, fleet_name: str, num: int
+    ) -> Answer:
+        """An instance by its number in a fleet."""
+        with self.database.reading() as session:
+            project = access.project(session, caller, project_name)
+            fleet = records.fleet_named(session, project, fleet_name)
+            for row in records.live(fleet) if fleet else ():
+                if row.num == num:
+                    return description.instance(row, row.fleet)
+            raise refusals.missing("Instance")
+
     def delete(self, caller: Caller, project_name: str, fleet_names: Iterable[str]) -> None:
         """Marks fleets for removal, all or none; unknown names are ignored, fleets in use refused."""
         with self.database.writing() as session:
             project = access.project(session, caller, project_name)
-            found = (records.fleet_named(session, project, name) for name in set(fleet_names))
-            for row in [each for each in found if each is not None]:
+            for row in records.fleets_named(session, project, fleet_names):
                 _check_unused(session, row)
                 records.move_fleet(session, row, Status.TERMINATING, by=caller)
 
@@ -185,12 +205,15 @@ def fleet_sizes(spec: Spec, sizes: Sequence[Size]) -> list[Size]:
 
 
 def _check(spec: Spec) -> None:
+    check_size(spec, "spec")
     configuration = spec["configuration"]
     name = configuration["name"]
     if configuration["ssh_config"] is not None:
         raise refusals.unsupported("SSH fleets")
     if configuration["env"]:  # of their hosts; a run has its own
         raise refusals.unsupported("env of a fleet")
+    if configuration["blocks"] not in (1, "auto"):
+        raise refusals.unsupported("blocks")
     if configuration["nodes"] is None:
         raise Invalid("One of `nodes` and `ssh_config` must be specified")
     if name is not None and not is_name(name):
@@ -210,9 +233,7 @@ def _check_update(row: Fleet, effective: Spec, current: Answer | None, force: bo
         raise refusals.refused("Cannot override active fleet. Delete the fleet first.")
     is_known = current is not None and current["id"] == row.id and current.get("spec") == row.spec
     if not is_known and not force:
-        raise refusals.refused(
-            "Failed to apply plan. Resource has been changed. Try again or use force apply."
-        )
+        raise refusals.outrun()
 
 
 def _check_unused(session: Session, row: Fleet) -> None:
@@ -224,7 +245,6 @@ def _check_unused(session: Session, row: Fleet) -> None:
 
 
 def _is_awaited(session: Session, instances: Sequence[Instance]) -> bool:
-
     waiting = select(RunJob.id).where(
         RunJob.instance_id.in_([each.id for each in instances]),
         RunJob.status.in_(lifecycle.unfinished(Kind.JOB)),
@@ -240,16 +260,3 @@ def _seen(session: Session, caller: Caller, project_name: str | None) -> Sequenc
     if project_name is None:
         return access.visible(session, caller)
     return [access.project(session, caller, project_name).id]
-
-
-def _part(asked: Any, table: Any, query: ListQuery) -> Any:
-    if query.prev_created_at is not None:
-        moment, ascending = query.prev_created_at, query.ascending
-        beyond = table.created_us > moment if ascending else table.created_us < moment
-        if query.prev_id is not None:
-            beside = table.id > query.prev_id if ascending else table.id < query.prev_id
-            beyond = or_(beyond, and_(table.created_us == moment, beside))
-        asked = asked.where(beyond)
-    order = (table.created_us, table.id)
-    ordered = order if query.ascending else tuple(each.desc() for each in order)
-    return asked.order_by(*ordered).limit(query.limit)

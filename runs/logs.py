@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ RECORD_MAX = 32 * 1024
 # A page ends behind so many bytes even when more entries were asked for.
 PAGE_MAX = 1024 * 1024
 INDEX_EVERY = 256 * 1024
+# What a file may have bytes at all.
+_MOST = 2**63 - 1
 _OVERHEAD = _HEADER.size + _FOOTER.size
 
 
@@ -96,6 +98,12 @@ class Log:
         self._open()
         return self._length
 
+    def length_since(self, moment_us: int) -> int:
+        """How many bytes of output came since a time; counts up to a step of the index too many."""
+        marks = self._marks()
+        place = bisect_left(marks, moment_us, key=lambda mark: mark[0])
+        return self.length() - (marks[place - 1][2] if place else 0)
+
     def close(self) -> None:
         """Closes the file; it may be opened again."""
         if self._output is not None:
@@ -147,9 +155,7 @@ class Log:
                 _check_edge(file, start, size)
                 return _page(file, size, start, limit, after_us, before_us, descending)
         except FileNotFoundError:
-            if token is not None:
-                _offset(token, 0)
-            return Page([], None)
+            return empty_page(token, 0)
 
     def _start(self, size: int, token: str | None, after_us: int | None, descending: bool) -> int:
         if token is not None:
@@ -181,9 +187,16 @@ class Log:
                 path.unlink()
 
 
+def empty_page(token: str | None, size: int = _MOST) -> Page:
+    """The page of what said nothing; a token that no log of at most so many bytes can have given is refused."""
+    if token is not None:
+        _offset(token, size)
+    return Page([], None)
+
+
 def _offset(token: str, size: int) -> int:
     if not (token.isascii() and token.isdigit() and len(token) < 20) or int(token) > size:
-        raise Invalid("next_token: is none that this log gave")
+        raise Invalid.field("next_token", "is none that this log gave")
     return int(token)
 
 
@@ -192,7 +205,7 @@ def _check_edge(file: BinaryIO, offset: int, size: int) -> None:
         return
     file.seek(offset)
     if file.read(len(_MAGIC)) != _MAGIC:
-        raise Invalid("next_token: is none that this log gave")
+        raise Invalid.field("next_token", "is none that this log gave")
 
 
 def _page(

@@ -6,12 +6,16 @@ from collections.abc import Collection
 
 from rest.names import pair
 
+# A search without end would hold up everybody: who asks is writing to the database.
+TRIES = 100
+
 
 def for_fleet(taken: Collection[str]) -> str:
-    """A name that no fleet has."""
-    while (name := pair()) in taken:
-        pass
-    return name
+    """A name that no fleet has; with a number only where a project has nearly all pairs."""
+    for _ in range(TRIES):
+        if (name := pair()) not in taken:
+            return name
+    return for_run(taken)
 
 
 def for_run(taken: Collection[str]) -> str:

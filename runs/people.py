@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.account import Member, Project, SshKey, User
 from models.base import Database
 from models.fleet import Fleet
 from runs import access, description, refusals, timeline
+from runs.cursor import Cursor
 from runs.description import Answer
 
 # The surface that issued a token: refresh_token ends those of its own alone.
@@ -78,10 +80,8 @@ class People:
         """Makes a user with a key pair and a project; for admins."""
         access.operator(caller)
         with self.database.writing() as session:
-            try:
+            with _named("username"):
                 row = directory.add_user(session, name, role=GlobalRole(role), email=email)
-            except Conflict as error:
-                raise refusals.exists(error.message) from None
             directory.change_user(session, row, active=active)
             keypairs.make_pair(session, row, self.safe)
             timeline.tell(session, "User created", timeline.of_user(row), by=caller)
@@ -188,10 +188,8 @@ class People:
     def create_project(self, caller: Caller, name: str, is_public: bool) -> Answer:
         """Makes a project that belongs to the caller."""
         with self.database.writing() as session:
-            try:
+            with _named("project_name"):
                 row = directory.add_project(session, name, access.user(session, caller))
-            except Conflict as error:
-                raise refusals.exists(error.message) from None
             row.is_public = is_public
             timeline.tell(session, "Project created", timeline.of_project(row), by=caller)
             return _project(session, row)
@@ -237,7 +235,7 @@ class People:
             wished = dict(_roles(session, members)) | {row.owner: ProjectRole.ADMIN}
             for member in directory.members(session, row):
                 if member.user not in wished:
-                    _check_may_take(role, member)
+                    _check_may_take(session, row, role, member.user)
                     directory.remove_member(session, row, member.user)
             for user, each in wished.items():
                 if directory.role_in(session, row, user) is not each:
@@ -256,7 +254,9 @@ class People:
             if not leaving and not role.covers(ProjectRole.MANAGER):
                 raise refusals.denied()
             for user in [_user(session, each) for each in dict.fromkeys(usernames)]:
-                _take(session, row, user, None if leaving else role)
+                if not leaving:
+                    _check_may_take(session, row, role, user)
+                _take(session, row, user)
                 _tell_member(session, row, user, "removed from", caller)
             return _project(session, row)
 
@@ -265,6 +265,17 @@ def keys_of(session: Session, user_id: str) -> list[str]:
     """The public keys that lead into a user's jobs."""
     asked = select(SshKey.public_key).where(SshKey.user_id == user_id).order_by(SshKey.created_ms)
     return [text.strip() for text in session.scalars(asked)]
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Says of a name that is refused what this interface calls it."""
+    try:
+        yield
+    except Conflict as error:
+        raise refusals.exists(error.message) from None
+    except Invalid as error:
+        raise Invalid.field(field, " ".join(error.fields.get("name", [error.message]))) from None
 
 
 def _user(session: Session, name: str) -> User:
@@ -297,16 +308,9 @@ def _page(session: Session, asked: Any, table: Any, page: Page) -> tuple[int, Se
     if page.name_pattern:
         asked = asked.where(table.name.contains(page.name_pattern.replace("_", r"\_"), escape="\\"))
     total = session.scalar(select(func.count()).select_from(asked.subquery())) or 0
-    if page.prev_created_at is not None:
-        moment = page.prev_created_at // 1000
-        beyond = table.created_ms > moment if page.ascending else table.created_ms < moment
-        if page.prev_id is not None:
-            beside = table.id > page.prev_id if page.ascending else table.id < page.prev_id
-            beyond = or_(beyond, (table.created_ms == moment) & beside)
-        asked = asked.where(beyond)
-    order = (table.created_ms, table.id)
-    ordered = order if page.ascending else tuple(each.desc() for each in order)
-    return total, session.scalars(asked.order_by(*ordered).limit(page.limit)).all()
+    moment_ms = None if page.prev_created_at is None else page.prev_created_at // 1000
+    cursor = Cursor(moment_ms, page.prev_id, page.limit, page.ascending)
+    return total, session.scalars(cursor.page(asked, table.created_ms, table.id)).all()
 
 
 def _fleets(project_id: str) -> Any:
@@ -351,15 +355,13 @@ def _check_may_give(
         raise refusals.denied()
 
 
-def _check_may_take(role: ProjectRole | None, member: Member) -> None:
-    if member.role == ProjectRole.ADMIN and role not in (None, ProjectRole.ADMIN):
+def _check_may_take(session: Session, row: Project, role: ProjectRole, user: User) -> None:
+    is_admin = directory.role_in(session, row, user) is ProjectRole.ADMIN
+    if is_admin and role is not ProjectRole.ADMIN:
         raise refusals.denied()
 
 
-def _take(session: Session, row: Project, user: User, role: ProjectRole | None) -> None:
-    for member in directory.members(session, row):
-        if member.user_id == user.id:
-            _check_may_take(role, member)
+def _take(session: Session, row: Project, user: User) -> None:
     try:
         directory.remove_member(session, row, user)
     except NotFound as error:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import description, names, planner, records
+from runs import description, names, planner, records, rolling
 from runs.fleets import fleet_sizes
 from runs.lifecycle import NO_FLEETS, Reason, Status
 from runs.planner import Size, Spec
@@ -21,12 +21,14 @@ class Placed(Enum):
     """What became of a job that waits for a place."""
 
     THERE = auto()
-    WAITING = auto()  # for an instance on its way out
+    WAITING = (
+        auto()
+    )  # for an instance on its way in or out, or for room beside the replicas that serve
     NOWHERE = auto()
 
 
 def place(session: Session, job: RunJob, sizes: Sequence[Size], hostname: str) -> Placed:
-    """Gives a job an instance, or ends it for want of one."""
+    """Gives a job an instance, or ends it for want of one; one that is to replace another waits for room."""
     run = job.run
     fleets = [
         fleet
@@ -34,8 +36,7 @@ def place(session: Session, job: RunJob, sizes: Sequence[Size], hostname: str) -
         if _common(fleet, job, sizes)
     ]
     if not fleets:
-        end_job(session, job, Reason.NO_CAPACITY, f"{NO_FLEETS} of the project fit this job")
-        return Placed.NOWHERE
+        return _nowhere(session, job, f"{NO_FLEETS} of the project fit this job")
     idle = _idle_instance(fleets, run, job)
     if idle is not None:
         _assign(session, job, idle, hostname)
@@ -46,9 +47,16 @@ def place(session: Session, job: RunJob, sizes: Sequence[Size], hostname: str) -
             if _has_room(fleet):
                 _create(session, job, fleet, _common(fleet, job, sizes)[0], hostname)
                 return Placed.THERE
-    if _make_room(session, fleets):
+    if _is_coming(session, fleets, run, job) or _make_room(session, fleets):
         return Placed.WAITING
-    end_job(session, job, Reason.NO_CAPACITY, "all instances of the fleets are busy")
+    return _nowhere(session, job, "all instances of the fleets are busy")
+
+
+def _nowhere(session: Session, job: RunJob, why: str) -> Placed:
+    if rolling.has_company(job.run, job):
+        records.note_waiting(session, job, why)
+        return Placed.WAITING
+    end_job(session, job, Reason.NO_CAPACITY, why)
     return Placed.NOWHERE
 
 
@@ -62,17 +70,31 @@ def _common(fleet: Fleet, job: RunJob, sizes: Sequence[Size]) -> list[Size]:
 
 def _idle_instance(fleets: Sequence[Fleet], run: Run, job: RunJob) -> Instance | None:
     """The smallest idle instance that the job fits into and that no other user has had."""
-    resources: Spec = job.spec["requirements"]["resources"]
     fitting = [
+        each
+        for each in _fitting(fleets, run, job)
+        if each.status == Status.IDLE and each.vm_id is not None
+    ]
+    return min(fitting, key=lambda each: (each.size["cpu"], each.size["memory_mib"]), default=None)
+
+
+def _fitting(fleets: Sequence[Fleet], run: Run, job: RunJob) -> list[Instance]:
+    resources: Spec = job.spec["requirements"]["resources"]
+    return [
         each
         for fleet in fleets
         for each in records.live(fleet)
-        if each.status == Status.IDLE
-        and each.vm_id is not None
-        and each.user_id in (None, run.user_id)
-        and planner.fits(Size(**each.size), resources)
+        if each.user_id in (None, run.user_id) and planner.fits(Size(**each.size), resources)
     ]
-    return min(fitting, key=lambda each: (each.size["cpu"], each.size["memory_mib"]), default=None)
+
+
+def _is_coming(session: Session, fleets: Sequence[Fleet], run: Run, job: RunJob) -> bool:
+    """Whether an instance boots whose job has gone before it was there."""
+    return any(
+        each.status in (Status.PENDING, Status.PROVISIONING)
+        and not records.unfinished_jobs_on(session, each.id)
+        for each in _fitting(fleets, run, job)
+    )
 
 
 def _has_room(fleet: Fleet) -> bool:

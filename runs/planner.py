@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from core.config_runs import OffersConfig
-from runs.specs import RESERVED_PORTS
+from runs.configurations import RESERVED_PORTS
 
 Spec = dict[str, Any]
 
@@ -410,13 +410,16 @@ def offer(size: Spec, availability: str = "available") -> Spec:
 
 # Changes ---------------------------------------------------------------------------------------
 
-# Only what a run takes over while it goes on.  The peer also replaces the replicas of a service one by one; here a
-# client is told to stop it first, rather than that a change was made which no job has heard of.
+# What a run takes over while it goes on; of a service, what runs/rolling.py brings about.
 _UPDATABLE: Mapping[str, frozenset[str]] = {
     "task": frozenset({"priority"}),
     "dev-environment": frozenset({"priority", "inactivity_duration"}),
-    "service": frozenset({"priority"}),
-}
+    "service": frozenset({
+        "priority", "replicas", "scaling",
+        "commands", "entrypoint", "env", "image", "nvcc", "port", "privileged", "probes", "python", "resources", "shell",
+        "single_branch", "user", "working_dir",
+    }),
+}  # fmt: skip
 _UPDATABLE_OF_FLEETS = frozenset(
     [
         "nodes",
@@ -436,6 +439,12 @@ _UPDATABLE_OF_FLEETS = frozenset(
 def changed(before: Spec, after: Spec) -> set[str]:
     """The fields in which two objects differ."""
     return {name for name in {*before, *after} if before.get(name) != after.get(name)}
+
+
+def changes(before: Spec, after: Spec) -> list[str]:
+    """The fields in which two specs of runs differ, those of the configuration by their own names."""
+    outside = changed(before, after) - {"configuration"}
+    return sorted(outside | changed(before["configuration"], after["configuration"]))
 
 
 def is_updatable(before: Spec, after: Spec) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
+from accounts.keypairs import Safe
 from models.run import Run, RunJob
-from runs import lifecycle, planner, records, timeline
+from runs import lifecycle, planner, records, rolling, timeline
 from runs.lifecycle import Kind, Reason, Status
 from runs.moments import now_us
 
@@ -30,8 +31,19 @@ def finish_job(session: Session, job: RunJob) -> bool:
     if not records.move_job(session, job, lifecycle.end_of_job(reason)):
         return False
     _unassign(session, job)
+    _tell_given_up(session, job)
     settle(session, job.run)
     return True
+
+
+def _tell_given_up(session: Session, job: RunJob) -> None:
+    run = job.run
+    if run.status != Status.TERMINATING and job in rolling.given_up(run):
+        told = (
+            f"Update stopped. Deployment: {run.deployment_num}. {job.name} ended before it was ready; "
+            "the other replicas stay as they are"
+        )
+        timeline.tell(session, told, timeline.of_run(run))
 
 
 def _unassign(session: Session, job: RunJob) -> None:
@@ -80,6 +92,7 @@ def _follow(session: Session, run: Run, jobs: list[RunJob]) -> None:
 
 def _reason_to_end(run: Run, jobs: list[RunJob]) -> Reason | None:
     """Why a run ends now, or None while it goes on."""
+    jobs = rolling.counted(run, jobs)
     if jobs and all(job.status == Status.DONE for job in jobs):
         return Reason.ALL_JOBS_DONE
     if planner.merged(run.spec)["stop_criteria"] == "master-done":
@@ -114,15 +127,15 @@ def _is_in_time(run: Run, job: RunJob) -> bool:
     return now_us() - (since or 0) <= longest_us
 
 
-def retry(session: Session, run: Run) -> None:
+def retry(session: Session, run: Run, safe: Safe) -> None:
     """Submits jobs again whose time has come, and ends a run for which it is over."""
-    failed = [job for job in records.latest_jobs(run) if _failure(job)]
+    failed = [job for job in rolling.counted(run, records.latest_jobs(run)) if _failure(job)]
     for job in failed:
         event = _failure(job)
         due = (job.finished_us or 0) + RETRY_DELAY_US[event or "error"]
         if now_us() >= due and _is_covered(job) and _is_in_time(run, job):
-            run.jobs.append(records.submit_again(session, run, job))
+            spec = rolling.spec_of(run, job.replica_num, job.job_num, safe)
+            records.submit_job(session, run, spec, job.submission_num + 1, "retry")
     if failed:
-        session.flush()
-        run.jobs.sort(key=lambda job: (job.replica_num, job.job_num, job.submission_num))
+        records.sort_jobs(session, run)
         settle(session, run)

@@ -16,8 +16,7 @@ from accounts.credentials import Credentials
 from accounts.service import Accounts
 from core.errors import NotFound, Unavailable, Upstream, UpstreamTimeout
 from models.base import Database
-from runs import access, records
-from runs.lifecycle import Status
+from runs import access, records, rolling
 from vmm.service import Vms
 
 PREFIX = "/proxy/services"
@@ -90,8 +89,8 @@ class Proxy:
     def find(self, project_name: str, run_name: str, shown: Credentials) -> Endpoint:
         """Where a running service is reached, by a caller who may.
 
-        As for any call, who may not see a project learns nothing of its runs.  NotFound, Unavailable while none of its jobs
-        runs.
+        As for any call, who may not see a project learns nothing of its runs.  NotFound, Unavailable while none of its
+        replicas is ready.
         """
         with self.database.reading() as session:
             run = records.service_of(session, project_name, run_name)
@@ -102,9 +101,10 @@ class Proxy:
                 raise NotFound(
                     f"there is no service {run_name[:64]} in project {project_name[:64]}"
                 )
-            running = [job for job in run.jobs if job.status == Status.RUNNING and job.instance]
             places = [
-                (job.instance.vm_id, job.spec["service_port"]) for job in running if job.instance
+                (job.instance.vm_id, job.spec["service_port"])
+                for job in run.jobs
+                if rolling.is_ready(job) and job.instance
             ]
         random.shuffle(places)
         for vm_id, port in places:
@@ -114,7 +114,9 @@ class Proxy:
                 strips = configuration.get("strip_prefix", True)
                 keeps = not configuration.get("auth", True)
                 return Endpoint(address, found.host_port, prefix, strips, keeps)
-        raise Unavailable(f"service {run_name} is not running; see its status and try again")
+        raise Unavailable(
+            f"service {run_name} is not running, or not ready; see its status and try again"
+        )
 
 
 def forward(endpoint: Endpoint, request: Request) -> Answer:

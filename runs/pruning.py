@@ -16,8 +16,7 @@ from runs import lifecycle
 from runs.lifecycle import Kind
 from runs.service import LOGS
 
-KEPT_DAYS = 90
-KEPT_US = KEPT_DAYS * 86_400_000_000
+DAY_US = 86_400_000_000
 # Rows that go in one transaction: others wait for it.
 BATCH = 500
 # A log may be a little older than the first look at its row.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Update, func, select, update
@@ -46,13 +46,16 @@ def _move(
         return False
     table: Any = type(row)
     asked: Update = update(table).where(table.id == row.id, table.status == before)
-    done = session.execute(
-        asked.values(status=after, **values).execution_options(synchronize_session=False)
-    )
-    if done.rowcount != 1:  # type: ignore[attr-defined] # what execute() of an UPDATE returns
+    if not _changes(session, asked.values(status=after, **values)):
         return False
     session.refresh(row, ["status", *values])
     return True
+
+
+def _changes(session: Session, asked: Update) -> bool:
+    """Whether an UPDATE with a condition met its row."""
+    done = session.execute(asked.execution_options(synchronize_session=False))
+    return bool(done.rowcount == 1)  # type: ignore[attr-defined] # what execute() of an UPDATE returns
 
 
 def _changed(kind: str, before: str, after: str, reason: str | None = None) -> str:
@@ -148,10 +151,15 @@ def move_fleet(
 
 def run_named(session: Session, project: Project, name: str) -> Run | None:
     """The run of that name which is not marked deleted."""
+    return next(iter(runs_named(session, project, [name])), None)
+
+
+def runs_named(session: Session, project: Project, names: Iterable[str]) -> Sequence[Run]:
+    """The runs of those names that are not marked deleted; a name without one is left out."""
     asked = select(Run).where(
-        Run.project_id == project.id, Run.name == name, Run.deleted.is_(False)
+        Run.project_id == project.id, Run.name.in_(set(names)), Run.deleted.is_(False)
     )
-    return session.scalar(asked.options(*run_parts()))
+    return session.scalars(asked.options(*run_parts())).all()
 
 
 def service_of(session: Session, project_name: str, run_name: str) -> Run | None:
@@ -198,24 +206,77 @@ def add_run(
     replicas, _ = planner.counts(spec)
     for replica_num in range(replicas):
         for job_spec in planner.job_specs(spec, replica_num):
-            _add_job(session, run, sealing.seal(job_spec, safe, run_id))
+            submit_job(session, run, sealing.seal(job_spec, safe, run_id), 0, "run submission")
     session.flush()
     return run
 
 
-def _add_job(session: Session, run: Run, spec: dict[str, Any]) -> None:
-    job = _new_job(run, spec, submission_num=0)
+def change_run(
+    session: Session, run: Run, spec: dict[str, Any], safe: Safe, told: str, by: Caller
+) -> bool:
+    """Gives an active run another spec, which is its next deployment; whether nobody was faster."""
+    values = {
+        "spec": sealing.seal(spec, safe, run.id),
+        "priority": spec["configuration"]["priority"],
+        "deployment_num": run.deployment_num + 1,
+        "processed_us": now_us(),
+    }
+    asked: Update = update(Run).where(
+        Run.id == run.id, Run.status == run.status, Run.deployment_num == run.deployment_num
+    )
+    if not _changes(session, asked.values(values)):
+        return False
+    session.refresh(run, list(values))
+    timeline.tell(session, told, timeline.of_run(run), by=by)
+    return True
+
+
+def note_probes(session: Session, job: RunJob, streaks: list[int], *, ready: bool) -> None:
+    """Keeps how often the probes of a running job have passed in a row, and whether it may be sent requests."""
+    values: dict[str, Any] = {"streaks": streaks, "ready": ready}
+    if ready and job.ready_us is None:
+        values["ready_us"] = now_us()
+    asked: Update = update(RunJob).where(RunJob.id == job.id, RunJob.status == Status.RUNNING)
+    if _changes(session, asked.values(values)) and ready != job.ready:
+        told = "Service replica ready" if ready else "Service replica not ready any more"
+        timeline.tell(session, f"{told} to receive requests", timeline.of_job(job, job.run))
+
+
+def note_waiting(session: Session, job: RunJob, why: str) -> None:
+    """Tells, once, that a submitted job waits for a place."""
+    asked: Update = update(RunJob).where(
+        RunJob.id == job.id,
+        RunJob.status == Status.SUBMITTED,
+        RunJob.processed_us == RunJob.submitted_us,
+    )
+    if _changes(session, asked.values(processed_us=now_us())):
+        timeline.tell(session, f"Job waits for room: {why}", timeline.of_job(job, job.run))
+
+
+def take_over(session: Session, job: RunJob, deployment_num: int) -> None:
+    """Counts a job to another deployment, which asks nothing else of it."""
+    asked: Update = update(RunJob).where(
+        RunJob.id == job.id, RunJob.deployment_num == job.deployment_num
+    )
+    _changes(session, asked.values(deployment_num=deployment_num))
+    session.refresh(job, ["deployment_num"])
+
+
+def submit_job(
+    session: Session, run: Run, spec: dict[str, Any], submission_num: int, why: str
+) -> RunJob:
+    """Makes a submission of a job, whose spec is sealed."""
+    job = _new_job(run, spec, submission_num=submission_num)
     session.add(job)
-    said = "Job created on run submission. Status: SUBMITTED"
+    said = f"Job created on {why}. Status: SUBMITTED"
     timeline.tell(session, said, timeline.of_job(job, run))
-
-
-def submit_again(session: Session, run: Run, last: RunJob) -> RunJob:
-    """Makes the next submission of a job that has ended."""
-    job = _new_job(run, last.spec, submission_num=last.submission_num + 1)
-    session.add(job)
-    timeline.tell(session, "Job created on retry. Status: SUBMITTED", timeline.of_job(job, run))
     return job
+
+
+def sort_jobs(session: Session, run: Run) -> None:
+    """Brings the jobs of a run, to which some were added, in the order in which they are read."""
+    session.flush()
+    run.jobs.sort(key=lambda job: (job.replica_num, job.job_num, job.submission_num))
 
 
 def _new_job(run: Run, spec: dict[str, Any], *, submission_num: int) -> RunJob:
@@ -231,6 +292,7 @@ def _new_job(run: Run, spec: dict[str, Any], *, submission_num: int) -> RunJob:
         name=spec["job_name"],
         spec=spec,
         status=Status.SUBMITTED,
+        ready=False,
         submitted_us=now,
         processed_us=now,
     )
@@ -241,10 +303,15 @@ def _new_job(run: Run, spec: dict[str, Any], *, submission_num: int) -> RunJob:
 
 def fleet_named(session: Session, project: Project, name: str) -> Fleet | None:
     """The fleet of that name."""
+    return next(iter(fleets_named(session, project, [name])), None)
+
+
+def fleets_named(session: Session, project: Project, names: Iterable[str]) -> Sequence[Fleet]:
+    """The fleets of those names; a name without one is left out."""
     asked = select(Fleet).where(
-        Fleet.project_id == project.id, Fleet.name == name, Fleet.deleted.is_(False)
+        Fleet.project_id == project.id, Fleet.name.in_(set(names)), Fleet.deleted.is_(False)
     )
-    return session.scalar(asked)
+    return session.scalars(asked).all()
 
 
 def fleets_of(session: Session, project_ids: Sequence[str]) -> Sequence[Fleet]:

@@ -36,6 +36,7 @@ _TYPES = (
     ("Input tag", "union_tag_invalid"),
     ("Unable to extract tag", "union_tag_not_found"),
     ("String should match", "string_pattern_mismatch"),
+    ("List should have at most", "too_long"),
 )
 
 
@@ -54,6 +55,11 @@ def refused(message: str) -> Conflict:
     return Conflict(message, code=ERROR)
 
 
+def outrun() -> Conflict:
+    """A run or fleet is not any more as the client saw it when it made its plan."""
+    return refused("Failed to apply plan. Resource has been changed. Try again or use force apply.")
+
+
 def denied() -> Forbidden:
     """The caller has no such role."""
     return Forbidden("Access denied")
@@ -64,10 +70,10 @@ def unsupported(what: str) -> Unsupported:
     return Unsupported(f"{what}: not supported by Casemate")
 
 
-def body(message: str, status: int, error: Exception, asked: Any) -> tuple[int, Any]:
-    """Status and `detail` of a refusal; `asked` is the JSON of the request."""
+def body(message: str, status: int, error: Exception) -> tuple[int, Any]:
+    """Status and `detail` of a refusal."""
     if isinstance(error, BadArguments):
-        return 422, list(_rows(error, asked))
+        return 422, list(_rows(error))
     if isinstance(error, CasemateError) and "code" in error.details:
         return 400, [{"msg": message, "code": error.details["code"]}]
     if isinstance(error, Invalid):
@@ -82,10 +88,10 @@ def body(message: str, status: int, error: Exception, asked: Any) -> tuple[int, 
     return status, [{"msg": message, "code": "server_error" if status >= 500 else ERROR}]
 
 
-def _rows(error: BadArguments, asked: Any) -> Iterator[dict[str, Any]]:
+def _rows(error: BadArguments) -> Iterator[dict[str, Any]]:
     if error.malformed:
         told = {"type": "json_invalid", "loc": [error.place, 0], "msg": "JSON decode error"}
-        yield {**told, "input": {}, "ctx": {"error": "this is not JSON"}}
+        yield {**told, "input": {}, "ctx": {"error": " ".join(error.fields[""])}}
         return
     for name, sentences in error.fields.items():
         loc = name.split(".") if name else []
@@ -93,7 +99,7 @@ def _rows(error: BadArguments, asked: Any) -> Iterator[dict[str, Any]]:
             kind = next((kind for begin, kind in _TYPES if said.startswith(begin)), "value_error")
             of = loc[:-1] if kind == "missing" else loc
             row = {"type": kind, "loc": [error.place, *map(_step, loc)], "msg": said}
-            yield {**row, "input": _at(asked, of)} | _context(kind, said)
+            yield {**row, "input": _at(error.given, of)} | _context(kind, said)
 
 
 def _step(step: str) -> str | int:

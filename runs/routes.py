@@ -7,10 +7,10 @@ from typing import Any
 from flask import Response, current_app, g, jsonify, request
 
 from accounts.roles import Caller
-from core.errors import Invalid, Unauthenticated
+from core.errors import Unauthenticated
 from rest.access import public
 from rest.blueprint import Blueprint
-from runs import access, refusals, schemas
+from runs import access, answers, refusals, schemas
 from runs.people import Page
 from runs.service import Runs
 
@@ -37,9 +37,7 @@ def refusal(message: str, status: int, error: Exception) -> Response:
         if not request.headers.get("Authorization"):
             return _refused(401, "Not authenticated")
         return _refused(403, {"msg": "Invalid token", "code": None})
-    asked = request.get_json(silent=True) if isinstance(error, Invalid) else None
-    code, detail = refusals.body(message, status, error, asked)
-    return _refused(code, detail)
+    return _refused(*refusals.body(message, status, error))
 
 
 def _refused(status: int, detail: Any) -> Response:
@@ -67,6 +65,7 @@ def _token() -> str:
 
 
 @server.post("/api/server/get_info")
+@server.response(200, answers.ServerInfo)
 @public
 def get_info() -> Any:
     """The level of dstack's interface that this service answers."""
@@ -74,6 +73,7 @@ def get_info() -> Any:
 
 
 @server.get("/healthcheck")
+@server.response(200, answers.Health)
 @public
 def healthcheck() -> Any:
     """Whether the service answers."""
@@ -81,6 +81,7 @@ def healthcheck() -> Any:
 
 
 @server.post("/api/auth/list_providers")
+@server.response(200, answers.EMPTY)
 @public
 def list_providers() -> Any:
     """Ways to sign in by a browser: none."""
@@ -88,9 +89,8 @@ def list_providers() -> Any:
 
 
 @server.post("/api/auth/get_next_redirect")
-@server.arguments(schemas.AnyBody)
 @public
-def get_next_redirect(_: Any) -> Any:
+def get_next_redirect() -> Any:
     """The next step of signing in by a browser."""
     raise refusals.unsupported("sign-in by a browser")
 
@@ -100,6 +100,7 @@ def get_next_redirect(_: Any) -> Any:
 
 @users.post("/list")
 @users.arguments(schemas.ListUsers)
+@users.response(200, {"anyOf": [{"type": "array", "items": answers.User}, answers.UsersPage]})
 def list_users(asked: dict[str, Any]) -> Any:
     """Users: all of them to an admin, oneself to others."""
     total, found = service().people.users(caller(), Page(**asked))
@@ -107,6 +108,7 @@ def list_users(asked: dict[str, Any]) -> Any:
 
 
 @users.post("/get_my_user")
+@users.response(200, answers.UserWithCreds)
 def get_my_user() -> Any:
     """The caller with token and key pair."""
     return jsonify(service().people.me(caller(), _token()))
@@ -114,6 +116,7 @@ def get_my_user() -> Any:
 
 @users.post("/get_user")
 @users.arguments(schemas.Username)
+@users.response(200, answers.UserWithCreds)
 def get_user(asked: dict[str, Any]) -> Any:
     """A user; for admins."""
     return jsonify(service().people.user(caller(), asked["username"]))
@@ -121,6 +124,7 @@ def get_user(asked: dict[str, Any]) -> Any:
 
 @users.post("/create")
 @users.arguments(schemas.UserFields)
+@users.response(200, answers.User)
 def create_user(asked: dict[str, Any]) -> Any:
     """Makes a user; for admins."""
     made = service().people.create_user(
@@ -131,6 +135,7 @@ def create_user(asked: dict[str, Any]) -> Any:
 
 @users.post("/update")
 @users.arguments(schemas.UserFields)
+@users.response(200, answers.User)
 def update_user(asked: dict[str, Any]) -> Any:
     """Changes a user; for admins."""
     changed = service().people.update_user(
@@ -141,6 +146,7 @@ def update_user(asked: dict[str, Any]) -> Any:
 
 @users.post("/delete")
 @users.arguments(schemas.UserNames)
+@users.response(200, answers.NOTHING)
 def delete_users(asked: dict[str, Any]) -> Any:
     """Removes users; for admins."""
     service().people.delete_users(caller(), asked["users"])
@@ -149,6 +155,7 @@ def delete_users(asked: dict[str, Any]) -> Any:
 
 @users.post("/refresh_token")
 @users.arguments(schemas.Username)
+@users.response(200, answers.UserWithCreds)
 def refresh_token(asked: dict[str, Any]) -> Any:
     """A new token; those that were issued here before end."""
     return jsonify(service().people.refresh_token(caller(), asked["username"]))
@@ -156,12 +163,14 @@ def refresh_token(asked: dict[str, Any]) -> Any:
 
 @users.post("/refresh_ssh_key")
 @users.arguments(schemas.Username)
+@users.response(200, answers.UserWithCreds)
 def refresh_ssh_key(asked: dict[str, Any]) -> Any:
     """A new key pair."""
     return jsonify(service().people.refresh_ssh_key(caller(), asked["username"]))
 
 
 @users.post("/public_keys/list")
+@users.response(200, answers.PublicKey(many=True))
 def list_public_keys() -> Any:
     """The public keys that the caller added."""
     return jsonify(service().people.public_keys(caller()))
@@ -169,6 +178,7 @@ def list_public_keys() -> Any:
 
 @users.post("/public_keys/add")
 @users.arguments(schemas.NewPublicKey)
+@users.response(200, answers.PublicKey)
 def add_public_key(asked: dict[str, Any]) -> Any:
     """Adds a public key of the caller."""
     return jsonify(service().people.add_public_key(caller(), asked["key"], asked["name"]))
@@ -176,6 +186,7 @@ def add_public_key(asked: dict[str, Any]) -> Any:
 
 @users.post("/public_keys/delete")
 @users.arguments(schemas.KeyIds)
+@users.response(200, answers.NOTHING)
 def delete_public_keys(asked: dict[str, Any]) -> Any:
     """Removes public keys of the caller."""
     service().people.delete_public_keys(caller(), asked["ids"])
@@ -187,6 +198,9 @@ def delete_public_keys(asked: dict[str, Any]) -> Any:
 
 @projects.post("/list")
 @projects.arguments(schemas.ListProjects)
+@projects.response(
+    200, {"anyOf": [{"type": "array", "items": answers.Project}, answers.ProjectsPage]}
+)
 def list_projects(asked: dict[str, Any]) -> Any:
     """The projects that the caller sees."""
     joined, username = asked.pop("include_not_joined"), asked.pop("username")
@@ -198,6 +212,7 @@ def list_projects(asked: dict[str, Any]) -> Any:
 
 
 @projects.post("/list_only_no_fleets")
+@projects.response(200, answers.Project(many=True))
 def list_only_no_fleets() -> Any:
     """The caller's projects without a fleet."""
     return jsonify(service().people.projects_without_fleets(caller()))
@@ -205,6 +220,7 @@ def list_only_no_fleets() -> Any:
 
 @projects.post("/create")
 @projects.arguments(schemas.NewProject)
+@projects.response(200, answers.Project)
 def create_project(asked: dict[str, Any]) -> Any:
     """Makes a project of the caller."""
     made = service().people.create_project(caller(), asked["project_name"], asked["is_public"])
@@ -213,6 +229,7 @@ def create_project(asked: dict[str, Any]) -> Any:
 
 @projects.post("/delete")
 @projects.arguments(schemas.ProjectNames)
+@projects.response(200, answers.NOTHING)
 def delete_projects(asked: dict[str, Any]) -> Any:
     """Removes projects that are empty."""
     service().people.delete_projects(caller(), asked["projects_names"])
@@ -220,6 +237,7 @@ def delete_projects(asked: dict[str, Any]) -> Any:
 
 
 @projects.post("/<project_name>/get")
+@projects.response(200, answers.Project)
 def get_project(project_name: str) -> Any:
     """A project with its members."""
     return jsonify(service().people.project(caller(), project_name))
@@ -227,6 +245,7 @@ def get_project(project_name: str) -> Any:
 
 @projects.post("/<project_name>/update")
 @projects.arguments(schemas.ProjectChange)
+@projects.response(200, answers.Project)
 def update_project(asked: dict[str, Any], project_name: str) -> Any:
     """Changes a project."""
     changed = service().people.update_project(caller(), project_name, asked["is_public"])
@@ -235,6 +254,7 @@ def update_project(asked: dict[str, Any], project_name: str) -> Any:
 
 @projects.post("/<project_name>/add_members")
 @projects.arguments(schemas.Members)
+@projects.response(200, answers.Project)
 def add_members(asked: dict[str, Any], project_name: str) -> Any:
     """Gives users roles in a project."""
     return jsonify(service().people.add_members(caller(), project_name, asked["members"]))
@@ -242,6 +262,7 @@ def add_members(asked: dict[str, Any], project_name: str) -> Any:
 
 @projects.post("/<project_name>/set_members")
 @projects.arguments(schemas.Members)
+@projects.response(200, answers.Project)
 def set_members(asked: dict[str, Any], project_name: str) -> Any:
     """Makes users all members of a project."""
     return jsonify(service().people.set_members(caller(), project_name, asked["members"]))
@@ -249,6 +270,7 @@ def set_members(asked: dict[str, Any], project_name: str) -> Any:
 
 @projects.post("/<project_name>/remove_members")
 @projects.arguments(schemas.MemberNames)
+@projects.response(200, answers.Project)
 def remove_members(asked: dict[str, Any], project_name: str) -> Any:
     """Takes users out of a project."""
     return jsonify(service().people.remove_members(caller(), project_name, asked["usernames"]))

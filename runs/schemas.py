@@ -1,4 +1,4 @@
-"""The requests of the runs interface, and the outlines of its answers for the document (runs.md section 4)."""
+"""The requests of the runs interface (runs.md section 4); its answers are in answers.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields, pre_load, validate, validates_schema
 
+from runs import refusals
+from runs.bodies import Body, optional
 from runs.fields import Choice, Flag, Items, Moment, Part, Text, Uuid, Whole, bad
-from runs.specs import AnyRepo, Body, FleetSpec, RunSpec, optional
+from runs.specs import AnyRepo, FleetSpec, RunSpec
 
 
 class OptionalBody(Body):
@@ -17,6 +19,15 @@ class OptionalBody(Body):
     @pre_load
     def _accept(self, data: Any, **kwargs: Any) -> Any:
         return {} if data is None else data
+
+
+def left_out(what: str) -> fields.Field[Any]:
+    """A field that must be null: there is no such thing here."""
+
+    def refuse(_: str) -> None:
+        raise refusals.unsupported(what)
+
+    return optional(Text, validate=refuse)
 
 
 class Cursor(OptionalBody):
@@ -91,14 +102,14 @@ class NewProject(Body):
 
     project_name = Text(required=True)
     is_public = Flag(load_default=False)
-    templates_repo = optional(Text)
+    templates_repo = left_out("templates")
 
 
 class ProjectChange(Body):
     """What changes of a project."""
 
     is_public = optional(Flag)
-    templates_repo = optional(Text)
+    templates_repo = left_out("templates")
     reset_templates_repo = Flag(load_default=False)
 
 
@@ -209,6 +220,16 @@ class InstanceId(Body):
     """One instance."""
 
     id = Uuid(required=True)
+
+
+class HealthQuery(Body):
+    """Some of an instance's health checks."""
+
+    fleet_name = Text(required=True)
+    instance_num = Whole(required=True)
+    after = optional(Moment)
+    before = optional(Moment)
+    limit = optional(Whole, 0)
 
 
 # Runs ------------------------------------------------------------------------------------------
@@ -366,19 +387,3 @@ class ListEvents(OptionalBody):
             given = [name for name in data if name.startswith(prefix) and data[name]]
             if len(given) > 1:
                 raise bad(f"at most one {prefix}* filter can be given, not {' and '.join(given)}")
-
-
-class AnyBody(Schema):
-    """A body that is not looked at: the call is refused, or answers the same to all."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-
-# Answers, for the document: clients ignore what they do not know ----------------------------------
-
-
-class ServerInfo(Schema):
-    """The level of the interface."""
-
-    server_version = fields.String()

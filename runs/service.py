@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from accounts import keypairs
@@ -36,18 +37,21 @@ from runs import (
     sealing,
     timeline,
 )
+from runs.cursor import Cursor
 from runs.description import Answer
 from runs.fleets import Fleets, fleet_sizes
 from runs.lifecycle import Kind, Reason, Status
-from runs.logs import Log, Page
+from runs.logs import Log, empty_page
 from runs.moments import written
 from runs.people import People
 from runs.planner import Room, Size, Spec
-from runs.specs import NAME_RULE, is_name
+from runs.specs import NAME_RULE, check_size, is_name
 
 DEFAULT_OFFERS = 50
 # The folder of all output, below the data directory.
 LOGS = "run-logs"
+# dstack's word for a value that the server keeps.
+_SECRET = re.compile(r"\$\{\{\s*secrets\.")
 
 
 @dataclass(frozen=True)
@@ -197,9 +201,8 @@ class Runs:
         reason = Reason.ABORTED_BY_USER if abort else Reason.STOPPED_BY_USER
         with self.database.writing() as session:
             project = access.project(session, caller, project_name)
-            for name in set(run_names):
-                row = records.run_named(session, project, name)
-                if row is None or lifecycle.is_finished(Kind.RUN, row.status):
+            for row in records.runs_named(session, project, run_names):
+                if lifecycle.is_finished(Kind.RUN, row.status):
                     continue
                 moved = records.move_run(session, row, Status.TERMINATING, reason=reason, by=caller)
                 if not moved and abort and row.termination_reason == Reason.STOPPED_BY_USER:
@@ -212,8 +215,7 @@ class Runs:
         """Marks finished runs deleted, all or none; unknown ones are ignored."""
         with self.database.writing() as session:
             project = access.project(session, caller, project_name)
-            found = [records.run_named(session, project, name) for name in set(run_names)]
-            rows = [row for row in found if row is not None]
+            rows = records.runs_named(session, project, run_names)
             active = [r.name for r in rows if not lifecycle.is_finished(Kind.RUN, r.status)]
             if active:
                 raise refusals.refused(f"Cannot delete active runs: {', '.join(sorted(active))}")
@@ -282,8 +284,9 @@ class Runs:
             asked = select(Run.id).join(Run.jobs).where(RunJob.id == query.job_submission_id)
             asked = asked.where(Run.project_id == project.id, Run.name == query.run_name)
             run_id = session.scalar(asked)
-        page = Page([], None)
-        if run_id is not None:
+        if run_id is None:
+            page = empty_page(query.next_token)
+        else:
             log = log_of(self.config.data_dir, query.job_submission_id, diagnose=query.diagnose)
             page = log.page(
                 query.limit,
@@ -388,6 +391,7 @@ def chosen_fleets(session: Session, project: Project, spec: Spec) -> list[Fleet]
 
 def check(spec: Spec) -> None:
     """Refuses what of a run's spec breaks a rule across fields, or is not done here."""
+    check_size(spec, "run_spec")
     configuration = spec["configuration"]
     for name in (spec["run_name"], configuration["name"]):
         if name is not None and not is_name(name):
@@ -413,6 +417,10 @@ def check(spec: Spec) -> None:
     unset = [name for name, value in configuration["env"].items() if not isinstance(value, str)]
     if unset:
         raise Invalid(f"env: {', '.join(unset)} must be given a value")
+    texts = [*configuration["env"].values(), *(configuration["registry_auth"] or {}).values()]
+    if any(_SECRET.search(text) for text in texts):
+        # They would reach the job, or a registry, as they are written.
+        raise refusals.unsupported("secrets")
     try:
         shlex.split(configuration["entrypoint"] or "")
     except ValueError as error:
@@ -448,14 +456,12 @@ def _update(
         raise refusals.refused("Cannot override active run. Stop the run first.")
     is_known = current is not None and current["id"] == row.id and current.get("run_spec") == before
     if not is_known and not force:
-        raise refusals.refused(
-            "Failed to apply plan. Resource has been changed. Try again or use force apply."
-        )
+        raise refusals.outrun()
     if before != effective:
-        row.spec = sealing.seal(effective, safe, row.id)
-        row.priority = effective["configuration"]["priority"]
-        row.deployment_num += 1
-        timeline.tell(session, "Run updated", timeline.of_run(row), by=caller)
+        fields = ", ".join(planner.changes(before, effective))
+        told = f"Run updated. Deployment: {row.deployment_num + 1}. Changed fields: {fields}"
+        if not records.change_run(session, row, effective, safe, told, caller):
+            raise refusals.outrun()
 
 
 def _names(session: Session, project: Project) -> set[str]:
@@ -476,13 +482,5 @@ def _listed(query: RunsQuery, seen: Sequence[str]) -> Any:
         asked = asked.where(Run.status.in_(lifecycle.unfinished(Kind.RUN)), Run.deleted.is_(False))
     if query.repo_id is not None:
         asked = asked.where(Run.spec["repo_id"].as_string() == query.repo_id)
-    if query.prev_submitted_at is not None:
-        moment, ascending = query.prev_submitted_at, query.ascending
-        beyond = Run.submitted_us > moment if ascending else Run.submitted_us < moment
-        if query.prev_run_id is not None:
-            beside = Run.id > query.prev_run_id if ascending else Run.id < query.prev_run_id
-            beyond = or_(beyond, and_(Run.submitted_us == moment, beside))
-        asked = asked.where(beyond)
-    order = (Run.submitted_us, Run.id)
-    ordered = order if query.ascending else tuple(each.desc() for each in order)
-    return asked.order_by(*ordered).limit(query.limit)
+    place = (query.prev_submitted_at, query.prev_run_id)
+    return Cursor(*place, query.limit, query.ascending).page(asked, Run.submitted_us, Run.id)

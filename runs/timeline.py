@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
+from sqlalchemy import Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from accounts.roles import Caller
@@ -15,6 +15,7 @@ from models.account import Project, User
 from models.event import Event, EventTarget
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
+from runs.cursor import Cursor
 from runs.moments import now_us
 
 
@@ -103,7 +104,7 @@ class Query:
     within_ids: Sequence[str] = ()
     types: Sequence[str] | None = None
     actors: Sequence[str | None] | None = None
-    before: tuple[int, str | None] | None = None
+    before: tuple[int | None, str | None] = (None, None)
     limit: int = 100
     ascending: bool = False
 
@@ -117,11 +118,8 @@ def read(
         known = [actor for actor in query.actors if actor is not None]
         system = Event.actor_id.is_(None) if None in query.actors else false()
         asked = asked.where(or_(Event.actor_id.in_(known), system))
-    if query.before is not None:
-        asked = asked.where(_behind(query))
-    order = (Event.recorded_us, Event.id)
-    ordered = order if query.ascending else tuple(each.desc() for each in order)
-    return session.scalars(asked.order_by(*ordered).limit(query.limit)).all()
+    cursor = Cursor(*query.before, query.limit, query.ascending)
+    return session.scalars(cursor.page(asked, Event.recorded_us, Event.id)).all()
 
 
 def _about(
@@ -158,21 +156,10 @@ def _about(
     return asked.where(Event.id.in_(told))
 
 
-def _behind(query: Query) -> ColumnElement[bool]:
-    assert query.before is not None
-    moment, event_id = query.before
-    later = Event.recorded_us > moment if query.ascending else Event.recorded_us < moment
-    if event_id is None:
-        return later
-    beside = Event.id > event_id if query.ascending else Event.id < event_id
-    return or_(later, and_(Event.recorded_us == moment, beside))
-
-
 def query_of(asked: Mapping[str, Any]) -> Query:
     """What a request of events/list asks for."""
     target = next((name for name in asked if name.startswith("target_") and asked[name]), None)
     within = next((name for name in asked if name.startswith("within_") and asked[name]), None)
-    moment = asked["prev_recorded_at"]
     return Query(
         target_type=target and _singular(target.removeprefix("target_")),
         target_ids=asked[target] if target else (),
@@ -180,7 +167,7 @@ def query_of(asked: Mapping[str, Any]) -> Query:
         within_ids=asked[within] if within else (),
         types=asked["include_target_types"],
         actors=asked["actors"],
-        before=None if moment is None else (moment, asked["prev_id"]),
+        before=(asked["prev_recorded_at"], asked["prev_id"]),
         limit=asked["limit"],
         ascending=asked["ascending"],
     )

@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from cli.kms_serve import Server, kms_settings
+from cli.kms_serve import kms_settings
+from cli.server import Server
 from kms import settings
 from tests.bench.hello import application
 

@@ -18,7 +18,7 @@ from attest.artifacts import Registry, TdxBuild
 from attest.evidence import Attestation, TdxEvidence
 from attest.verified import Trust, verify_evidence
 from attest.verify import verify_tdx
-from secretvm import verify_schemas
+from secretvm import verify_answers
 from secretvm.builds import Builds, TdxClaim
 from secretvm.quotes import Quotes
 from tests.bench.context import Bench, per_second
@@ -96,8 +96,8 @@ def _calls(bench: Bench, attestation: Attestation, now: int) -> Mapping[str, Cal
     assert quotes.parse(raw, now).result == "0"
     assert not builds.check_tdx(claim).code
     return {
-        PARSE: lambda: verify_schemas.parsed_answer(quotes.parse(raw, now)),
-        DOCKER: lambda: verify_schemas.tdx_answer(claim, builds.check_tdx(claim)),
+        PARSE: lambda: verify_answers.parsed_answer(quotes.parse(raw, now)),
+        DOCKER: lambda: verify_answers.tdx_answer(claim, builds.check_tdx(claim)),
     }
 
 

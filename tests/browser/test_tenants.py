@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import requests
 from selenium.webdriver.common.by import By
 
 from accounts import directory
@@ -135,6 +136,28 @@ def test_the_log_of_a_job_is_read_to_its_end(person: Person, ann: Ann) -> None:
 
     person.sees(".xterm-rows", "the last line")
     person.sees("#log-state", "This is all that the job said.")
+    assert person.complaints() == []
+
+
+def test_a_fleet_appears_and_goes_without_a_reload(
+    person: Person, service: RunningService, ann: Ann
+) -> None:
+    signs_in(person, ann)
+    person.goes_to("/console/fleets")
+    person.run("window.stays = true; window.confirm = () => true")
+    wanted = {"type": "fleet", "name": "pool", "nodes": "0..1"}
+    answer = requests.post(
+        f"{service.base}/api/project/ann/fleets/apply",
+        json={"plan": {"spec": {"configuration": wanted, "profile": {}}}, "force": False},
+        headers={"Authorization": f"Bearer {ann.token}"},
+        timeout=20,
+    )
+    assert answer.status_code == 200, answer.text
+
+    person.sees("h2", "pool")
+    person.clicks(".head:has(h2) button", "Delete")
+    person.sees("#notes", "Deleting: pool")
+    assert person.run("return window.stays")
     assert person.complaints() == []
 
 

@@ -261,7 +261,7 @@ def test_a_followed_log_comes_at_once_and_ends_with_its_reader(
         reader.kill()
         reader.wait()
         reader.stdout.close()
-        assert engine.left.wait(5)
+        assert engine.left.wait(30)
 
 
 def test_its_quote_verifies_under_its_own_root_and_no_other(simulator: Simulator) -> None:
@@ -478,7 +478,7 @@ def test_slow_callers_from_the_network_do_not_stop_the_app(simulator: Simulator)
 
         assert simulator.ask("GetKey")["key"]
 
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
     finally:
         for client in stalled:
             client.close()

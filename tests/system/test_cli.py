@@ -85,7 +85,7 @@ def house(fake_qemu: Path, kms_url: str) -> Iterator[Path]:
         yield path
     finally:
         service.terminate()
-        service.wait(15)
+        service.wait(30)
         for record in path.glob("vm/*/launch.json"):
             while found := process.find(record.parent):
                 process.end(record.parent, found, grace_s=0)
@@ -156,8 +156,8 @@ def test_a_followed_log_ends_cleanly_with_ctrl_c(house: Path) -> None:
             follower.wait(timeout=3)
         return follower.poll() is not None
 
-    until(ends, seconds=15, what="the end of the follower")
-    _, complaints = follower.communicate(timeout=10)
+    until(ends, seconds=60, what="the end of the follower")
+    _, complaints = follower.communicate(timeout=30)
 
     assert (follower.returncode, complaints.strip()) == (130, b"")
 

@@ -17,6 +17,7 @@ from models.cluster import Cluster, ClusterNode
 from secretvm import traffic
 from secretvm.balancer import Balancer, Keeper
 from secretvm.front import Strategy, Traffic
+from secretvm.rounds import Round
 from tests.common.backends import Backend, Client, add_cluster
 from tests.common.waiting import until
 from vmm import process
@@ -297,8 +298,8 @@ def test_a_killed_haproxy_comes_back(
     serve: Callable[..., Cluster], balancer: Balancer, victim: str
 ) -> None:
     cluster = serve(weights=(2, 1, 1))
-    keeper = Keeper(balancer)
-    keeper.start()
+    watching = Round("the balancer", 0.25, Keeper(balancer).look)
+    watching.start()
     master = process.find(balancer.folder)
     assert master is not None
 
@@ -308,8 +309,8 @@ def test_a_killed_haproxy_comes_back(
         found = process.find(balancer.folder)
         return found not in (None, master) and Client(cluster.port).ask() in ("a", "b", "c")
 
-    until(is_back, seconds=10, what="HAProxy's return")
-    keeper.stop()
+    until(is_back, what="HAProxy's return")
+    watching.stop()
     until(lambda: healthy(balancer, cluster) == 3, what="the checks")
     assert Client(cluster.port).ask_often(40).names == {"a": 20, "b": 10, "c": 10}
 
@@ -332,10 +333,7 @@ def test_a_new_service_adopts_the_running_haproxy(
     cluster = serve()
     before = process.find(balancer.folder), balancer.info()["Pid"]
 
-    keeper = Keeper(Balancer(vms))
-    keeper.start()
-    until(lambda: keeper.settled, what="the first look")
-    keeper.stop()
+    Keeper(Balancer(vms)).look()
 
     assert (process.find(balancer.folder), balancer.info()["Pid"]) == before
     assert Client(cluster.port).ask() in ("a", "b", "c")
@@ -352,12 +350,16 @@ def test_a_port_that_another_program_took_is_told(
         balancer.settle()
 
 
+def reading(balancer: Balancer) -> Round:
+    return Round("counting", 0.4, traffic.Reader(balancer).read_all, once_more=True)
+
+
 def test_traffic_is_counted_exactly_and_soon(
     serve: Callable[..., Cluster], database: Database, balancer: Balancer
 ) -> None:
     cluster = serve()
     early = Client(cluster.port).ask_often(20)  # before anybody reads: it is in the file
-    reader = traffic.Reader(balancer)
+    reader = reading(balancer)
     reader.start()
 
     client = Client(cluster.port).ask_at_once(2000, 8)
@@ -388,10 +390,10 @@ def test_traffic_never_falls_over_restarts_of_reader_and_haproxy(
             return traffic.read(session, cluster.id).requests
 
     for turn in range(1, 4):
-        reader = traffic.Reader(balancer)
+        reader = reading(balancer)
         reader.start()
         Client(cluster.port).ask_often(10)
-        until(lambda: total() == turn * 10, seconds=5, what="the count")  # noqa: B023
+        until(lambda: total() == turn * 10, what="the count")  # noqa: B023
         reader.stop()
         if turn == 2:
             master = process.find(balancer.folder)

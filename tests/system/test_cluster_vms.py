@@ -106,16 +106,14 @@ def test_two_vms_serve_without_a_failed_request_through_a_rolling_update(
     after = service.request("GET", path).json()
     assert {vm["docker_file"] for vm in after["vms"]} == {CHANGED}
     assert after["status"] == "running"
-    traffic = until(
-        lambda: _counted(service, path, client.statuses[200]), seconds=5, what="the count"
-    )
+    traffic = until(lambda: _counted(service, path, client.statuses[200]), what="the count")
     print(f"{client.statuses[200]} requests in an update of {took_s:.0f} s", traffic)
 
     haproxy = _haproxy(service)
     assert service.request("DELETE", path).json() == {"deleted": True, "id": cluster_id}
     assert service.request("GET", path).status_code == 404
     until(lambda: not service.qemus(), seconds=60, what="the end of the VMs")
-    until(lambda: not haproxy.is_running(), seconds=10, what="the end of HAProxy")
+    until(lambda: not haproxy.is_running(), what="the end of HAProxy")
 
 
 def _counted(service: RunningService, path: str, requests: int) -> dict[str, Any] | None:

@@ -207,11 +207,11 @@ def test_a_hundred_followers_leave_the_service_responsive(service: RunningServic
     assert set(codes) == {200, 503}
     assert WORKERS <= codes.count(200) <= WORKERS * THREADS // 2
     assert answered_s < 10
-    assert sorted(times)[98] < 0.25, sorted(times)[-5:]
+    assert sorted(times)[98] < 2, sorted(times)[-5:]
     # Readers that leave without a word give their places back within seconds, and others may come.
     for _, connection in streams:
         connection.close()
-    until(lambda: follows(service, vm_id), seconds=5, what="a place for a new follower")
+    until(lambda: follows(service, vm_id), what="a place for a new follower")
     service.call("prpc/RemoveVm", id=vm_id)
     until(lambda: not look(service), seconds=30)
     until(lambda: descriptors(service) <= before + 2 * WORKERS, what="the end of all descriptors")

@@ -20,6 +20,7 @@ from tests.common import rows
 from tests.common.promises import Seen, breaches, is_settled, look
 from tests.common.service import RunningService
 from tests.common.waiting import free_port, until
+from tests.system import test_cluster_faults
 from vmm import process
 
 OLD = rows.COMPOSE
@@ -395,7 +396,7 @@ def test_a_service_that_was_not_told_that_it_is_a_test_refuses(
 def placed() -> list[str]:
     """Every point as it stands in the code, as often as it stands there."""
     root = Path(faults.__file__).parents[1]
-    folders = ("vmm", "migrations", "core", "cli", "accounts", "image")
+    folders = ("vmm", "migrations", "core", "cli", "accounts", "image", "secretvm")
     trees = [
         ast.parse(path.read_text()) for each in folders for path in (root / each).rglob("*.py")
     ]
@@ -410,6 +411,7 @@ def placed() -> list[str]:
 
 def test_every_point_stands_in_the_code_once_and_is_walked() -> None:
     assert sorted(placed()) == sorted(faults.POINTS)
-    points = (*(point for _, point in CASES), *MIGRATION_POINTS)
+    cases = (*CASES, *test_cluster_faults.CASES)
+    points = (*(point for _, point in cases), *MIGRATION_POINTS)
     walked = {point.partition(":")[0] for point in points}
     assert walked == set(faults.POINTS)

@@ -295,7 +295,7 @@ def test_a_followed_log_shows_a_line_at_once(site: Site) -> None:
             serial.write(b"a line of now\n")
         began = time.monotonic()
         assert any(line == b"a line of now" for line in lines)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
 
 def test_idle_clients_hold_nobody_up(site: Site) -> None:

@@ -21,8 +21,8 @@ import requests
 from tests.common.service import RunningService
 from tests.common.waiting import free_port, until
 
-BOOT_S = 240.0
-JOB_S = 60.0
+BOOT_S = 400.0
+JOB_S = 150.0
 FLEET = "type: fleet\nname: default\nnodes: 0..1\nidle_duration: 1h\nresources:\n  gpu: 0\n"
 HELLO = "type: task\nname: hello\ncommands:\n  - echo hello world\n"
 
@@ -102,7 +102,7 @@ def test_an_attached_run_has_its_ports_and_ends_with_its_code(shell: Shell) -> N
             page = until(lambda: _get(f"http://127.0.0.1:{port}/"), seconds=JOB_S, what="the page")
             config = str(shell.home / ".casemate/ssh/config")
             ssh = ["ssh", "-F", config, "web", "pwd; touch /tmp/over"]
-            said = subprocess.run(ssh, capture_output=True, text=True, timeout=60, check=True)
+            said = subprocess.run(ssh, capture_output=True, text=True, timeout=JOB_S, check=True)
             told, remarks = apply.communicate(timeout=JOB_S)
         finally:
             apply.kill()

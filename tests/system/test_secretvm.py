@@ -177,7 +177,7 @@ def test_a_job_outlives_the_process_that_did_it(site: Site) -> None:
     vm_id = site.curl(CREATE)["id"]
     job_id = site.call("POST", f"vm/{vm_id}/update-background", json={"description": "x"})["jobId"]
     until(lambda: site.job(job_id)["status"] == "running", seconds=30, what="the job's begin")
-    until(lambda: site.status(vm_id) == "updating", seconds=10)
+    until(lambda: site.status(vm_id) == "updating")
 
     killed = background_processes(site.service)
     for background in killed:

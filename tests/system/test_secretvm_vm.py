@@ -19,9 +19,13 @@ import requests
 from attest import quote
 from tests.common.service import RunningService
 from tests.common.waiting import until
+from tests.unit.secretvm.test_document import tar
 
 BOOT_S = 300.0
 SAMPLE = Path(__file__).parents[2] / "image/hello/docker-compose.yaml"
+# The app listens where a file beside its compose file says.
+COMPOSE = SAMPLE.read_text().replace('"80:80"', '"80:8081"') + "    env_file: settings/port.env\n"
+DOCKER_FILES = {"settings/port.env": b"PORT=8081\n"}
 
 
 @dataclass
@@ -64,14 +68,18 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def vm(image_dir: tuple[Path, str]) -> Iterator[Shared]:
+def vm(image_dir: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "compose.yaml").write_text(COMPOSE)
+    (folder / "files.tar").write_bytes(tar(*DOCKER_FILES.items()))
     service = RunningService(Path(f"/tmp/cm-{os.getpid()}-svm"), image_dir[0])
     service.start()
     told = subprocess.run(
         [
             "curl", "-sS", "--fail-with-body", "-X", "POST", f"{service.base}/api/vm/create",
             "-H", f"Authorization: Bearer {service.token}",
-            "-F", "name=my-vm", "-F", "vmTypeId=small", "-F", f"dockercompose=@{SAMPLE}",
+            "-F", "name=my-vm", "-F", "vmTypeId=small", "-F", f"dockercompose=@{folder}/compose.yaml",
+            "-F", f"dockerfiles=@{folder}/files.tar",
         ],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -84,7 +92,7 @@ def vm(image_dir: tuple[Path, str]) -> Iterator[Shared]:
 
 def test_it_runs_once_its_guest_has_given_a_quote(vm: Shared) -> None:
     assert vm.details()["status"] == "running"
-    assert vm.details()["docker_file"] == SAMPLE.read_text()
+    assert vm.details()["docker_file"] == COMPOSE
 
     vm.wait_for("running")
 
@@ -92,7 +100,9 @@ def test_it_runs_once_its_guest_has_given_a_quote(vm: Shared) -> None:
     assert parsed is not None
 
 
-def test_its_app_answers_on_the_host_port_that_was_found_for_it(vm: Shared) -> None:
+def test_its_app_reads_its_docker_files_and_answers_on_the_host_port_that_was_found_for_it(
+    vm: Shared,
+) -> None:
     said = until(vm.answers, seconds=BOOT_S, what="the app's answer")
 
     assert said is not None

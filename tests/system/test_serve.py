@@ -101,7 +101,7 @@ def start(data_dir: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             for child in service.children():
                 child.kill()
             service.process.kill()
-        service.process.wait(10)
+        service.process.wait(30)
 
 
 def test_the_service_is_ready_soon_and_answers(start: Any) -> None:
@@ -197,7 +197,7 @@ def test_kill_9_of_everything_but_qemu_loses_nothing(start: Any) -> None:
     rows.behave(first.data_dir / "vm" / doomed, ignore_sigterm=True)
 
     first.process.kill()
-    first.process.wait(10)
+    first.process.wait(30)
 
     # Workers and background process end with their master.
     psutil.wait_procs(family, 10)

@@ -214,10 +214,9 @@ def test_a_killed_worker_and_background_process_are_replaced(vm: Deployed) -> No
         lambda: (
             len({c.pid for c in vm.service.children()} - {c.pid for c in before}) == len(before)
         ),
-        seconds=10,
         what="new children",
     )
-    until(_working(vm), seconds=10, what="guest calls after the kill")
+    until(_working(vm), what="guest calls after the kill")
     assert vm.pid == pid
     assert vm.service.info(vm.vm_id)["status"] == "running"
 
@@ -233,7 +232,7 @@ def test_the_vm_outlives_kill_9_of_the_service(vm: Deployed, everything: bool) -
     assert psutil.Process(pid).is_running()
     assert vm.service.info(vm.vm_id)["status"] == "running"
     assert vm.service.serial(vm.vm_id)
-    until(_working(vm), seconds=10, what="guest calls after the restart")
+    until(_working(vm), what="guest calls after the restart")
     assert took < 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +18,22 @@ from core.config import Config
 from core.errors import CasemateError
 from models.vm import Vm
 from runs.scheduler import Scheduler
+from tests.common.described import Described
 from tests.common.fake_executor import FakeExecutor
 from tests.common.waiting import until
 from vmm.lifecycle import Wished
 from vmm.service import Vms
+
+
+@functools.cache
+def _described(text: str) -> Described:
+    return Described(json.loads(text))
+
+
+def described(client: FlaskClient) -> Described:
+    """The document of the interface, which is the same in all tests."""
+    made = client.application.extensions["documents"]["runs"].make()
+    return _described(json.dumps(made, sort_keys=True))
 
 
 @dataclass
@@ -34,7 +48,9 @@ class Api:
         """One call; a path that does not begin with a slash is one of the project's."""
         whole = path if path.startswith("/") else f"/api/project/{self.project}/{path}"
         given = {"Authorization": f"Bearer {self.token}", **headers}
-        return self.client.post(whole, json=body, headers=given)
+        answer = self.client.post(whole, json=body, headers=given)
+        described(self.client).check(answer, body)
+        return answer
 
     def ask(self, path: str, body: Any = None) -> Any:
         """What a call answers that must succeed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import unescape
 
 import pytest
 from flask import Flask
@@ -10,7 +11,9 @@ from flask import Flask
 from accounts import directory
 from core.config import Config
 from models.base import Database
+from runs.console_routes import PAGE
 from runs.service import log_of
+from tests.api.runs.conftest import Api
 from tests.common import tenants
 from tests.common.tenants import HOSTILE, Browser
 
@@ -140,5 +143,50 @@ def test_another_projects_run_is_not_stopped(scene: Scene) -> None:
 def test_a_list_begins_where_it_is_told(scene: Scene, query: str) -> None:
     browser = scene.browser(scene.ann)
 
-    for path in ("/console/runs", "/console/events"):
+    for path in ("/console/runs", "/console/events", "/console/fleets"):
         browser.sees(f"{path}?{query}")
+
+
+def test_a_run_that_is_under_way_is_stopped_and_then_hastened(scene: Scene) -> None:
+    ann = scene.browser(scene.ann)
+    api = Api(scene.app.test_client(), scene.ann, "ann")
+    path = f"/console/runs/ann/{api.run('sleep 60', name='long')['id']}"
+    assert ">Stop<" in ann.sees(path)
+
+    ann.sends(f"{path}/stop", back=path)
+    page = ann.sees(path)
+    assert "Stopping: long" in page and ">Stop now<" in page
+    ann.sends(f"{path}/stop", back=path, abort="")
+
+    assert api.get("long")["termination_reason"] == "aborted_by_user"
+
+
+def test_a_fleet_is_deleted_by_its_project_alone(scene: Scene) -> None:
+    ann, bob = scene.browser(scene.ann), scene.browser(scene.bob)
+    api = Api(scene.app.test_client(), scene.ann, "ann")
+    path = f"/console/fleets/ann/{api.fleet('pool')['id']}/delete"
+    assert path in ann.sees("/console/fleets") and path not in bob.sees("/console/fleets")
+
+    assert bob.sends(path).status_code == 403
+    assert bob.sends(path.replace("/ann/", "/bob/")).status_code == 404
+    assert ann.client.post(path, data={"csrf": "x" * 43}).status_code == 403
+    assert api.ask("fleets/get", {"name": "pool"})["status"] == "active"
+    ann.sends(path, back="/console/fleets")
+
+    page = ann.sees("/console/fleets")
+    assert "Deleting: pool" in page and path not in page
+    assert api.ask("fleets/get", {"name": "pool"})["status"] == "terminating"
+
+
+def test_a_long_list_of_fleets_goes_on_behind_its_end(scene: Scene) -> None:
+    ann = scene.browser(scene.ann)
+    api = Api(scene.app.test_client(), scene.ann, "ann")
+    for number in range(PAGE + 1):
+        api.fleet(f"pool-{number:02}")
+
+    page = ann.sees("/console/fleets")
+    link = page.partition("Older ones")[0].rpartition('href="')[2].partition('"')[0]
+    rest = ann.sees(unescape(link))
+
+    assert "pool-50" in page and "pool-00" not in page
+    assert "pool-00" in rest and "pool-50" not in rest

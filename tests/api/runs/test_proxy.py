@@ -12,6 +12,7 @@ import pytest
 
 from models.port import PortLease
 from tests.api.runs.conftest import Api, Host
+from tests.common.waiting import until
 from vmm.schemas import StatusQuery
 
 URL = "/proxy/services/main/web/"
@@ -50,6 +51,8 @@ def begin(api: Api, host: Host, port: int, **fields: Any) -> None:
                 host_port=port, vm_port=8000, own=True,
             )
         )  # fmt: skip
+    ready = "Service replica ready to receive requests"
+    until(lambda: ready in api.events(), seconds=20, what="a service that is ready")
 
 
 def test_a_service_answers_who_may_see_its_project(api: Api, background: Host, port: int) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import select
+import pytest
+from sqlalchemy import select, update
 
 from core.config import Config
 from models.base import Database
 from models.event import EventTarget
-from models.run import RunJob
+from models.run import Run, RunJob
 from runs.moments import now_us
-from runs.pruning import prune
+from runs.pruning import DAY_US, prune
 from runs.service import log_of
 from tests.api.runs.conftest import Api, begin
 from tests.common.waiting import until
@@ -77,3 +79,27 @@ def test_a_fleet_that_is_gone_goes_with_its_instances(
 
     assert [fleet["name"] for fleet in api.ask("/api/fleets/list", {})] == ["new"]
     assert api.ask("/api/instances/list", {}) == []
+
+
+@pytest.mark.parametrize(("keep_days", "is_kept"), [(1, False), (3, True)])
+def test_the_configuration_says_how_long_a_run_is_kept(
+    api: Api, vms: Vms, database: Database, keep_days: int, is_kept: bool
+) -> None:
+    api.run("true", name="over")
+    host = begin(vms)
+    api.until("over", "failed")
+    host.end()
+    two_days_ago = now_us() - 2 * DAY_US
+    with database.writing() as session:
+        session.execute(update(Run).values(processed_us=two_days_ago))
+    kept = replace(vms.config.runs, keep_days=keep_days)
+    orphan = vms.config.data_dir / "run-logs/ab/abc.log"
+    orphan.parent.mkdir(parents=True)
+    orphan.touch()
+    os.utime(orphan, (0, 0))
+
+    host = begin(replace(vms, config=replace(vms.config, runs=kept)))
+    until(lambda: not orphan.exists(), seconds=20, what="the end of the pruning")
+    host.end()
+
+    assert bool(api.ask("/api/runs/list", {})) is is_kept

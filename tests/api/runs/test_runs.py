@@ -182,6 +182,11 @@ def test_what_is_left_out_of_a_configuration_is_refused(api: Api, more: Any) -> 
     ("given", "said"),
     [
         (spec("one", env=["SECRET"]), "env: SECRET must be given a value"),
+        (spec("one", env=["A=${{ secrets.a }}"]), "secrets: not supported by Casemate"),
+        (
+            spec("one", registry_auth={"username": "joe", "password": "${{secrets.a}}"}),
+            "secrets: not supported by Casemate",
+        ),
         (spec("one", working_dir="x"), "working_dir must be an absolute path"),
         (
             spec("one", entrypoint="'open"),
@@ -261,7 +266,12 @@ def test_a_bad_token_of_a_log_is_refused(api: Api) -> None:
     run = apply(api, spec("one"))
     query = {"run_name": "one", "job_submission_id": run["latest_job_submission"]["id"]}
 
-    assert api.refusal("logs/poll", {**query, "next_token": "x"})[0] == "error"
+    for given in (query, {**query, "run_name": "unknown"}):
+        for token in ("x", "-1", "1e9", "9" * 20, ""):
+            code, said = api.refusal("logs/poll", {**given, "next_token": token})
+            assert (code, said) == ("error", "next_token: is none that this log gave")
+    unknown = {**query, "run_name": "unknown", "next_token": "5"}
+    assert api.ask("logs/poll", unknown)["logs"] == []
     assert api.ask("logs/poll", {**query, "diagnose": True})["logs"] == []
     assert api.ask("logs/poll", {**query, "run_name": "other"})["logs"] == []
 

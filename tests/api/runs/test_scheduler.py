@@ -17,6 +17,9 @@ from core.config_runs import RunsConfig
 from core.errors import Unavailable
 from models.base import Database
 from models.run import Run, RunJob
+from runs.desk import Desk
+from runs.reports import Reports
+from runs.service import log_of
 from tests.api.runs.conftest import Api, Host, begin
 from tests.api.runs.test_wire import issue
 from tests.common.waiting import until
@@ -190,7 +193,7 @@ def test_a_vm_that_is_lost_interrupts_its_job(api: Api, background: Host) -> Non
     api.until("long", "running")
     (vm_id,) = background.executor.ready
 
-    background.scheduler.on_lost(vm_id, "QEMU was killed")
+    background.scheduler.reports.on_lost(vm_id, "QEMU was killed")
 
     run = api.until("long", "failed")
     last = run["latest_job_submission"]
@@ -270,22 +273,45 @@ def _instances(api: Api) -> Any:
 
 
 def test_a_job_that_says_too_much_is_ended(api: Api, background: Host) -> None:
-    background.scheduler.config = replace(
-        background.scheduler.config, runs=RunsConfig(log_quota=100)
+    background.scheduler.desk.config = replace(
+        background.scheduler.desk.config, runs=RunsConfig(log_quota=100)
     )
     api.fleet()
     api.run("for i in $(seq 100); do echo a line of text; done; sleep 100", name="loud")
 
     run = api.until("loud", "failed", "terminated")
 
-    assert run["latest_job_submission"]["termination_reason"] == "log_quota_exceeded"
+    job = run["latest_job_submission"]
+    assert job["termination_reason"] == "log_quota_exceeded"
+    page = {"run_name": "loud", "job_submission_id": job["id"], "diagnose": True}
+    (said,) = api.ask("logs/poll", page)["logs"]
+    assert b"[runs] log_quota" in base64.b64decode(said["message"])
+
+
+def test_a_restart_gives_no_job_a_new_quota(
+    api: Api, background: Host, config: Config, vms: Vms
+) -> None:
+    api.fleet()
+    api.run("sleep 1000", name="loud")
+    job = api.until("loud", "running")["latest_job_submission"]["id"]
+    log = log_of(config.data_dir, job)
+    log.append(b"x" * 60)
+    log.close()
+    fresh = Reports(Desk(vms))
+    fresh.desk.config = replace(config, runs=RunsConfig(log_quota=100))
+
+    fresh.on_output(job, b"x" * 60)
+
+    assert api.get("loud")["latest_job_submission"]["termination_reason"] == "log_quota_exceeded"
 
 
 @pytest.mark.parametrize("has_ssh", [True, False])
 def test_a_vm_has_a_port_for_ssh_unless_the_host_says_no(
     api: Api, background: Host, has_ssh: bool
 ) -> None:
-    background.scheduler.config = replace(background.scheduler.config, runs=RunsConfig(ssh=has_ssh))
+    background.scheduler.desk.config = replace(
+        background.scheduler.desk.config, runs=RunsConfig(ssh=has_ssh)
+    )
     api.fleet()
     api.run("sleep 1000", name="long")
 
@@ -317,7 +343,7 @@ def test_a_boot_that_fails_shows_the_end_of_the_console(api: Api, vms: Vms, swee
         log = vms.reconciler.workdir(vm_id).log("serial")
         log.write_text("one\ntwo\nKernel panic - not syncing\n\n")
 
-        host.scheduler.on_lost(vm_id, "the boot failed")
+        host.scheduler.reports.on_lost(vm_id, "the boot failed")
 
         last = api.until("broken", "failed")["latest_job_submission"]
         assert last["termination_reason"] == "creating_container_error"
@@ -437,6 +463,30 @@ def test_one_broken_run_does_not_hold_up_the_others(
         assert api.until("good", "done", "failed")["status"] == "done"
     finally:
         host.end()
+
+
+def test_a_broken_row_of_a_running_job_is_told_once(
+    api: Api, background: Host, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.fleet(nodes="0..2")
+    broken = api.run("true", name="broken")
+    api.until("broken", "done")
+    background.end()
+    with database.writing() as session:
+        row = session.scalars(select(RunJob).where(RunJob.name == "broken-0-0")).one()
+        row.spec, row.status = {}, "running"
+        session.get_one(Run, broken["id"]).status = "running"
+    caplog.clear()
+
+    host = begin(background.vms)
+    try:
+        api.run("true", name="good")
+        assert api.until("good", "done", "failed")["status"] == "done"
+    finally:
+        host.end()
+    told = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+    assert f"tend_run {broken['id']} failed and will be tried again" in told
+    assert len(told) == len(set(told))
 
 
 def test_a_vm_that_is_not_removed_at_once_is_removed_later(

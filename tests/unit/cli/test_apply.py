@@ -94,6 +94,8 @@ def test_standard_input_is_a_configuration_that_needs_no_answer(fleet: Site) -> 
         ("x.yml", "type: task\nname: 2026-01-02\ncommands: [a]", "name"),
         ("x.txt", "type: task", "ends in .yml"),
         ("x.yml", "\0", "is not YAML"),
+        ("x.yml", "type: task\nx: &a [*a]", "is not YAML"),
+        ("x.yml", "type: task\nx: {2026-01-02: a}", "is not YAML"),
     ],
 )
 def test_a_file_that_describes_nothing_is_refused(
@@ -244,7 +246,9 @@ def test_a_run_that_is_over_can_be_attached_to_for_its_output_alone(fleet: Site)
     fleet.submit("bad", "echo once; exit 3")
     fleet.until("bad", "failed")
 
-    assert fleet.run("attach", "bad", "--logs", code=3).stdout_bytes == b"once\r\n"
+    done = fleet.run("attach", "bad", "--logs", code=3)
+    assert done.stdout_bytes == b"once\r\n"
+    assert done.stderr == "bad: exited (3)\n"
     with pytest.raises(Conflict, match="casemate logs bad"):
         fleet.run("attach", "bad")
 
@@ -265,3 +269,17 @@ def test_offers_are_listed_counted_and_narrowed(site: Site) -> None:
     assert site.json("offer", "--group-by", "gpu")["gpus"] == []
     with pytest.raises(Invalid, match="cpu"):
         site.run("offer", "--cpu", "many")
+
+
+def test_credentials_of_a_registry_come_from_the_variables(site: Site) -> None:
+    auth = {"username": "joe", "password": "${{ env.PASSWORD }}"}
+    site.fleet()
+    task = {"image": "registry.example.org/tool", "registry_auth": auth, "env": ["PASSWORD"]}
+
+    site.run("apply", "-y", "-d", "-e", "PASSWORD=a$b", "-f", site.task("boxed", "true", **task))
+
+    configuration = site.json("run", "get", "boxed")["run_spec"]["configuration"]
+    assert configuration["registry_auth"] == {"username": "joe", "password": "a$b"}
+    with pytest.raises(Invalid, match="OTHER is none of the variables"):
+        auth["password"] = "${{env.OTHER}}"
+        site.run("apply", "-y", "-e", "PASSWORD=a", "-f", site.task("boxed", "true", **task))

@@ -12,6 +12,7 @@ from attest import compose as document
 from core.errors import Invalid, NotFound
 from image.registry import Image
 from tests.common import rows
+from tests.common.waiting import free_port
 from tests.unit.cli.conftest import Kms, Wired
 
 Run = Callable[..., Result]
@@ -116,9 +117,10 @@ def test_an_update_is_one_call_and_a_new_document_keeps_new_variables(
     wired.instead["/prpc/GetAppEnvEncryptPubKey"] = kms.answer
     (tmp_path / "user").write_text("new")
     wired.asked.clear()
+    port = free_port()
 
     done = run(
-        *("vm", "update", "web", "--compose", file, "-e", "B=2", "--port", "18080:80", "--json"),
+        *("vm", "update", "web", "--compose", file, "-e", "B=2", "--port", f"{port}:80", "--json"),
         *("--user-config", tmp_path / "user", "--vcpu", 2, "--memory", 512, "--disk", 4),
         *("--image", rows.IMAGE, "--net", "user", "--kms-url", "none"),
     )
@@ -129,7 +131,7 @@ def test_an_update_is_one_call_and_a_new_document_keeps_new_variables(
     assert kms.opened(sent["encrypted_env"]) == {"B": "2"}
     now = wired.info(vm["id"])["configuration"]
     assert (now["vcpu"], now["memory"], now["disk_size"]) == (2, 512, 4)
-    assert now["ports"][0]["host_port"] == 18080
+    assert now["ports"][0]["host_port"] == port
     assert now["user_config"] == "new"
     assert now["networks"][0]["mode"] == "user"
     assert now["compose_file"] == sent["compose_file"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import Result
 from cli.ports import parse, without
 from core.errors import Invalid, NotFound
 from tests.common import rows
+from tests.common.waiting import free_port
 from tests.unit.cli.conftest import Wired
 
 Run = Callable[..., Result]
@@ -48,24 +50,22 @@ def test_a_mapping_is_taken_away_by_its_hosts_side() -> None:
 
 
 def test_mappings_are_added_and_removed_in_one_call(run: Run, wired: Wired) -> None:
-    made = wired.call("prpc/CreateVm", **rows.request(stopped=True, ports=[rows.port(18080)]))
+    old, new = free_port(), free_port(socket.SOCK_DGRAM)
+    made = wired.call("prpc/CreateVm", **rows.request(stopped=True, ports=[rows.port(old)]))
 
-    done = run("vm", "ports", "web", "--add", "udp:18053:53", "--remove", "18080", "--json")
+    done = run("vm", "ports", "web", "--add", f"udp:{new}:53", "--remove", str(old), "--json")
 
-    assert [(each["host_port"], each["protocol"]) for each in json.loads(done.stdout)] == [
-        (18053, "udp")
-    ]
+    (left,) = json.loads(done.stdout)
+    assert (left["host_port"], left["protocol"]) == (new, "udp")
     (change,) = wired.said("/prpc/UpdateVm")
     assert (change["id"], change["update_ports"]) == (made["id"], True)
 
 
 def test_mappings_are_listed_and_cleared(run: Run, wired: Wired) -> None:
-    wired.call("prpc/CreateVm", **rows.request(stopped=True, ports=[rows.port(18080)]))
+    port = free_port()
+    wired.call("prpc/CreateVm", **rows.request(stopped=True, ports=[rows.port(port)]))
 
-    assert run("vm", "ports", "web").stdout.splitlines()[1].split() == [
-        "tcp",
-        "127.0.0.1:18080",
-        "80",
-    ]
+    shown = run("vm", "ports", "web").stdout.splitlines()[1]
+    assert shown.split() == ["tcp", f"127.0.0.1:{port}", "80"]
     assert wired.said("/prpc/UpdateVm") == []
     assert run("vm", "ports", "web", "--clear").stdout.splitlines() == ["PROTOCOL  HOST  VM"]

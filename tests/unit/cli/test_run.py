@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 from collections.abc import Iterator
@@ -68,6 +69,18 @@ def test_the_output_comes_byte_for_byte(fleet: Site) -> None:
     assert said.startswith(b"a\xffb\r\n1\r\n")
     assert said.endswith(b"\r\n3000\r\n")
     assert said.count(b"\n") == 3001
+
+
+def test_the_output_as_the_server_tells_it(fleet: Site) -> None:
+    fleet.submit("bytes", "printf word")
+    fleet.until("bytes", "done")
+
+    (entry,) = fleet.json("logs", "bytes")
+
+    assert base64.b64decode(entry["message"]) == b"word"
+    for words in (("logs", "bytes", "-f"), ("ps", "-w")):
+        with pytest.raises(Invalid, match="one document"):
+            fleet.json(*words)
 
 
 def test_the_output_since_a_time(fleet: Site) -> None:

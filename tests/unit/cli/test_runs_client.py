@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from cli import runs_client
-from cli.runs_client import Api, exit_code, job_of, refusal
+from cli import runs_client, runs_config
+from cli.main import casemate
+from cli.runs_client import Api, decisive, exit_code, job_of, refusal
 from cli.runs_config import Entry
 from core.errors import CasemateError, Forbidden, Invalid, NotFound, Unavailable, Upstream
 
@@ -78,6 +81,40 @@ def test_what_is_no_server_of_runs_is_told(
         api.check()
 
 
+COMMANDS = (
+    "ps", "ps -a -v --json", "run get x", "logs x", "logs -f x", "logs x --json", "attach x --logs", "stop x -y",
+    "fleet", "fleet get x", "fleet delete x -y", "offer", "offer --json", "offer --group-by gpu",
+    "event", "event --since 1h --within-run x", "apply -y -f task.yml", "apply -y -f fleet.yml",
+    "delete -y -f task.yml", "project list -v", "project add --name n --url {url} --token t -y",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 422, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"null", b"[]", b"{}", b"5", b"<html>", b"[null]", b"[{}]", b'{"detail": [{}, null]}', b"[" * 5000,
+        b'{"job_plans": []}', b'{"id": "1", "run_spec": {"run_name": "x"}, "jobs": [], "status": "done"}',
+    ],
+)  # fmt: skip
+def test_whatever_answers_no_command_fails_but_with_a_sentence(
+    api: Api, answers: list[tuple[int, bytes]], status: int, body: bytes,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(runs_client, "AWAY_S", 0.0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.yml").write_text("type: task\nname: x\ncommands: [a]\n")
+    (tmp_path / "fleet.yml").write_text("type: fleet\nname: x\nnodes: 1\n")
+    runs_config.add(api.entry)
+    answers.append((status, body))
+
+    for command in COMMANDS:
+        words = command.format(url=api.entry.url).split()
+        done = CliRunner().invoke(casemate, words, standalone_mode=False)
+        assert done.exception is None or isinstance(done.exception, CasemateError), command
+
+
 def test_who_waits_bears_a_server_that_is_away_for_a_while(
     api: Api, answers: list[tuple[int, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +175,19 @@ def test_a_job_is_found_by_its_numbers_and_of_replicas_one_that_runs() -> None:
         ("failed", [job(0, 0, "failed", 7)], 7),
         ("failed", [job(0, 0, "failed", None)], 1),
         ("terminated", [job(0, 0, "terminated", 143)], 143),
-        ("failed", [job(0, 0, "done", 0), job(1, 0, "failed", 3)], 1),
+        ("failed", [job(0, 0, "done", 0), job(1, 0, "failed", 3)], 3),
+        ("failed", [job(0, 0, "terminated", 143), job(1, 0, "failed", 3)], 3),
     ],
 )
-def test_the_exit_code_is_the_jobs(status: str, jobs: list[Any], code: int) -> None:
-    assert exit_code({"status": status, "jobs": jobs}) == code
+def test_the_exit_code_is_that_of_the_job_that_ended_the_run(
+    status: str, jobs: list[Any], code: int
+) -> None:
+    run = {"status": status, "jobs": jobs}
+
+    assert exit_code(run, decisive(run)) == code
+
+
+def test_the_exit_code_of_a_job_that_was_chosen_is_its_own() -> None:
+    run = {"status": "failed", "jobs": [job(0, 0, "terminated", 143), job(1, 0, "failed", 3)]}
+
+    assert exit_code(run, job_of(run, 0)) == 143

@@ -88,6 +88,16 @@ def test_output_does_not_command_a_terminal(site: Site) -> None:
     assert b"\x1b]0;title\x07" in site.run("logs", "evil").stdout_bytes
 
 
+def test_output_without_a_last_newline_does_not_swallow_what_is_said_next(site: Site) -> None:
+    site.fleet()
+    site.submit("short", "printf word")
+    site.until("short", "done")
+
+    with on_terminal(80, "logs", "short") as (terminal, _):
+        assert read_all(terminal) == "word\r\n"
+    assert site.run("logs", "short").stdout_bytes == b"word"
+
+
 def test_no_color_takes_colours_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     site.fleet()
@@ -196,6 +206,7 @@ def test_the_jobs_of_a_run_are_listed_below_it(site: Site) -> None:
     rows = site.run("ps").stdout.splitlines()
 
     assert [row.split("  ")[0].strip() or row.split()[0] for row in rows][1] == "pair"
+    assert "exited (1)" in rows[1]
     assert "replica=0 job=0" in rows[2]
     assert "replica=0 job=1" in rows[3]
     assert "exited (1)" in rows[3]

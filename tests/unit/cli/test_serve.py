@@ -5,25 +5,67 @@ import socket
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app import create_app
 from cli import serve
-from core.config import Config
+from cli.server import Server
+from core.config import AuthConfig, Config
+from core.config_secretvm import BillingConfig, SecretVmConfig
 from core.errors import Conflict, Invalid
 from vmm.host import Host
 
 ROOT = Path(__file__).parents[3]
 
 
+CLOSED = ("unix:./a", "tcp:127.0.0.1:1", "tcp:[::1]:1", "tcp:localhost:1")
+OPEN = ("tcp:0.0.0.0:1", "tcp:[::]:1", "tcp:192.0.2.1:1")
+
+
+def warnings(caplog: pytest.LogCaptureFixture, config: Config) -> tuple[bool, bool]:
+    """Whether it is said that everybody is the operator, and that strangers may be tenants."""
+    serve.warn_of_strangers(config)
+    said = [record.getMessage() for record in caplog.records]
+    return (
+        any("authentication is off" in each for each in said),
+        any("agents = false" in each for each in said),
+    )
+
+
+@pytest.mark.parametrize("address", CLOSED)
+def test_who_reaches_a_closed_address_is_trusted_without_a_word(
+    config: Config, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    assert warnings(caplog, replace(config, address=address)) == (False, False)
+
+
+@pytest.mark.parametrize("address", OPEN)
+@pytest.mark.parametrize("auth", [True, False])
 @pytest.mark.parametrize(
-    ("address", "warned"),
-    [("unix:./a", False), ("tcp:127.0.0.1:1", False), ("tcp:[::1]:1", False),
-     ("tcp:localhost:1", False), ("tcp:0.0.0.0:1", True), ("tcp:[::]:1", True), ("tcp:192.0.2.1:1", True)],
-)  # fmt: skip
-def test_an_open_address_without_authentication_is_warned_of(address: str, warned: bool) -> None:
-    assert serve.is_open(address) == warned
+    ("agents", "billing", "warned"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_what_strangers_may_do_at_an_open_address_is_warned_of(
+    config: Config,
+    caplog: pytest.LogCaptureFixture,
+    address: str,
+    auth: bool,
+    agents: bool,
+    billing: bool,
+    warned: bool,
+) -> None:
+    given = replace(
+        config,
+        address=address,
+        auth=AuthConfig(enabled=auth),
+        secretvm=SecretVmConfig(agents=agents),
+        billing=BillingConfig(enabled=billing),
+    )
+
+    assert warnings(caplog, given) == (not auth, warned)
 
 
 def test_a_data_directory_is_held_by_one_process(data_dir: Path) -> None:
@@ -114,6 +156,6 @@ def test_a_proxy_over_tcp_is_believed_only_where_it_is_named(
 ) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", setting)
 
-    settings = serve.Server(config, host, None).cfg
+    settings = Server(serve.settings_of(config), lambda: create_app(config, host), None).cfg
 
     assert settings.forwarded_allow_ips == ([setting] if setting else [])

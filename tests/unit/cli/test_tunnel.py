@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import stat
 from pathlib import Path
@@ -15,6 +16,7 @@ from cli import tunnel
 from cli.tunnel import Forward, Wish, host_config
 from core.errors import CasemateError, Conflict, Invalid, Unavailable
 from tests.common.runs_site import Site
+from tests.common.waiting import until
 
 KEY = Path("/home/me/a key%1")
 MACHINE = {
@@ -170,3 +172,57 @@ def test_ssh_that_is_not_there_is_told(site: Site, monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(CasemateError, match="ssh is not installed"):
         site.run("attach", "long")
+
+
+# Stands at once, as ssh does when its server is there, and tells its process id.
+SSH = """#!/bin/sh
+for word; do case "$word" in LocalCommand=*) sh -c "${word#LocalCommand=}";; esac; done
+echo $$ > "$HOME/ssh.pid"
+exec sleep ${SSH_S:-1000}
+"""
+
+
+@pytest.fixture
+def ssh(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place where the pretended ssh, which is found first, writes its process id."""
+    program = site.home / "bin/ssh"
+    program.parent.mkdir()
+    program.write_text(SSH)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return site.home / "ssh.pid"
+
+
+def test_a_connection_that_is_lost_is_told_unless_the_run_ends(
+    site: Site, ssh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSH_S", "1")
+    site.fleet()
+    site.submit("short", "sleep 3; exit 4")
+    site.until("short", "running")
+    assert "short: exited (4)" in site.run("attach", "short", code=4).stderr
+
+    monkeypatch.setattr("cli.attach.LOST_S", 0.5)
+    site.submit("long", "sleep 100")
+    site.until("long", "running")
+    with pytest.raises(Unavailable, match="connection was lost"):
+        site.run("attach", "long")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_ended_takes_the_connection_away(
+    site: Site, ssh: Path, number: signal.Signals
+) -> None:
+    site.fleet()
+    site.submit("long", "sleep 100")
+    site.until("long", "running")
+    started = site.start("attach", "long")
+    assert started.stderr is not None
+    until(lambda: started.stderr.readline() == "Press Ctrl+C to detach.\n", seconds=30)  # type: ignore[union-attr]
+
+    started.send_signal(number)
+    started.communicate(timeout=60)
+
+    assert started.returncode == 128 + number
+    assert not Path("/proc", ssh.read_text().strip()).exists()
+    assert (site.home / ".casemate/ssh/config").read_text() == ""

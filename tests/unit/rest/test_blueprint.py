@@ -20,6 +20,10 @@ class Wanted(ma.Schema):
     sizes = ma.fields.List(ma.fields.Nested(Resources))
 
 
+class Refusal(ma.Schema):
+    why = ma.fields.String()
+
+
 def application() -> Flask:
     blueprint = Blueprint("things", __name__, url_prefix="/api/things")
 
@@ -39,7 +43,9 @@ def application() -> Flask:
 
     app = Flask(__name__)
     app.config["PROPAGATE_EXCEPTIONS"] = True
-    app.extensions["things"] = register(app, "things", "Things", "1", "About things.", [blueprint])
+    app.extensions["things"] = register(
+        app, "things", "/things.json", "Things", "1", "About things.", [blueprint], Refusal
+    )
     return app
 
 
@@ -81,3 +87,41 @@ def test_a_public_view_is_marked_and_documented_as_such() -> None:
     assert shown["paths"]["/api/things/"]["get"]["security"] == []
     assert "security" not in shown["paths"]["/api/things/"]["post"]
     assert shown["security"] == [{"bearer": []}, {"key": []}]
+
+
+def test_a_refusal_has_its_surfaces_form_in_the_document() -> None:
+    shown = document(application().extensions["things"])
+
+    (error,) = shown["components"]["responses"]["DEFAULT_ERROR"]["content"].values()
+    assert error["schema"] == {"$ref": "#/components/schemas/Refusal"}
+
+
+@pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_body_that_is_not_called_json_is_refused_with_that_reason(sent: str) -> None:
+    with pytest.raises(BadArguments, match="Content-Type: application/json") as refused:
+        application().test_client().post("/api/things/", data=b'{"name": "a"}', content_type=sent)
+
+    assert not refused.value.malformed
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"[" * 10_000 + b"]" * 10_000, "must be an object"),
+        (b'{"name": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
+        (b"[" + b"{}," * 1_000_000 + b"{}]", "must be an object"),
+        (b'{"sizes": [' + b"{}," * 200_000 + b"{}]}", "more than 100000 values"),
+    ],
+)
+def test_a_body_without_bounds_is_refused_before_it_is_decoded(body: bytes, why: str) -> None:
+    with pytest.raises(BadArguments, match=why):
+        application().test_client().post("/api/things/", data=body, content_type="application/json")
+
+
+def test_a_document_is_served_to_everybody_at_its_path() -> None:
+    app = application()
+
+    assert is_public(app.view_functions["things_document.show"])
+    shown = app.test_client().get("/things.json").get_json()
+    assert shown["info"]["title"] == "Casemate: Things"
+    assert "/api/things/" in shown["paths"]

@@ -120,6 +120,18 @@ def test_the_length_is_that_of_the_output(log: Log) -> None:
     assert Log(log.path).length() == 10 * len(b"line 0\r\n")
 
 
+def test_the_length_since_a_time_is_known_to_a_step_of_the_index(tmp_path: Path) -> None:
+    log = Log(tmp_path / "job.log")
+    for number in range(40):
+        log.append(bytes(RECORD_MAX), moment_us=number * 1_000_000)
+    log.close()
+
+    assert Log(log.path).length_since(-1) == 40 * RECORD_MAX
+    late = Log(log.path).length_since(30_000_000)
+    assert 10 * RECORD_MAX <= late <= 10 * RECORD_MAX + logs.INDEX_EVERY + RECORD_MAX
+    assert Log(tmp_path / "none.log").length_since(0) == 0
+
+
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=30))
 def test_bytes_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]

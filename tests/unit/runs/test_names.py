@@ -31,3 +31,9 @@ def test_a_fleet_gets_a_name_that_none_has(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("taken", "free"), [([], 0), ([0, 1, 3], 2), ([1], 0)])
 def test_the_lowest_free_number_counts_from_nothing(taken: list[int], free: int) -> None:
     assert names.lowest_free(taken) == free
+
+
+def test_a_project_that_has_all_pairs_gets_a_number() -> None:
+    taken = {f"{adjective}-{animal}" for adjective in ADJECTIVES for animal in ANIMALS}
+
+    assert names.for_fleet(taken).endswith("-1")

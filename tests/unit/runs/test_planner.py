@@ -181,7 +181,11 @@ def test_a_dev_environment_stays_and_tells_the_way() -> None:
     [
         ({"type": "task"}, {"priority": 3}, True),
         ({"type": "task"}, {"commands": ["z"]}, False),
-        ({"type": "service", "port": 80}, {"commands": ["z"], "env": {"A": "1"}}, False),
+        ({"type": "service", "port": 80}, {"commands": ["z"], "env": {"A": "1"}}, True),
+        ({"type": "service", "port": 80}, {"port": 81, "replicas": 2, "image": "x"}, True),
+        ({"type": "service", "port": 80}, {"probes": [{"type": "http"}], "user": "a"}, True),
+        ({"type": "service", "port": 80}, {"commands": ["z"], "auth": False}, False),
+        ({"type": "service", "port": 80}, {"max_duration": 60}, False),
         ({"type": "service", "port": 80}, {"priority": 3}, True),
         ({"type": "service", "port": 80}, {"auth": False}, False),
     ],
@@ -191,6 +195,22 @@ def test_an_active_run_may_change_in_some_fields(kind: Any, change: Any, good: b
 
     assert planner.is_updatable(before, effective(**{**kind, **change})) is good
     assert not planner.is_updatable(before, {**before, "ssh_key_pub": "x"})
+
+
+def test_a_dev_environment_may_change_when_it_ends() -> None:
+    def found(**more: Any) -> Any:
+        kind = {"type": "dev-environment", **more}
+        return RunSpec().load({"run_name": "dev", "configuration": kind})
+
+    assert planner.is_updatable(found(), found(inactivity_duration=60, priority=1))
+    assert not planner.is_updatable(found(), found(env={"A": "1"}))
+
+
+def test_changes_are_named_by_their_fields() -> None:
+    kind: Any = {"type": "service", "port": 80}
+    after = {**effective(**kind, env={"A": "1"}, replicas=2), "configuration_path": "x.yml"}
+
+    assert planner.changes(effective(**kind), after) == ["configuration_path", "env", "replicas"]
 
 
 def test_a_fleet_may_change_in_some_fields() -> None:

@@ -21,7 +21,8 @@ def load(**more: Any) -> Any:
 def refusal(**more: Any) -> Any:
     with pytest.raises(ValidationError) as refused:
         load(**more)
-    return refused.value.messages["configuration"]["task"]  # type: ignore[index,call-overload]
+    kind = more.get("type", "task")
+    return refused.value.messages["configuration"][kind]  # type: ignore[index,call-overload]
 
 
 @pytest.mark.parametrize(
@@ -189,3 +190,29 @@ def test_loading_twice_changes_nothing() -> None:
     once = RunSpec().load(task(env=["A=1"], ports=["80:90"], resources={"gpu": "A100"}, retry=True))
 
     assert RunSpec().load(once) == once
+
+
+@pytest.mark.parametrize(
+    ("probe", "where"),
+    [
+        ({"url": "health"}, "url"),
+        ({"url": "/a b"}, "url"),
+        ({"url": "/a\r\nHost: x"}, "url"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": "1h"}, "timeout"),
+        ({"interval": "0s"}, "interval"),
+        ({"ready_after": 0}, "ready_after"),
+        ({"body": "x"}, "body"),
+        ({"body": "x", "method": "head"}, "body"),
+        ({"headers": [{"name": "a"}]}, "headers"),
+        ({"headers": [{"name": "a", "value": "b"}] * 17}, "headers"),
+    ],
+)
+def test_a_probe_that_cannot_be_sent_is_refused(probe: Any, where: str) -> None:
+    refused = refusal(type="service", port=80, probes=[{"type": "http", **probe}])
+
+    assert where in refused["probes"][0]
+
+
+def test_a_service_has_at_most_ten_probes() -> None:
+    assert "probes" in refusal(type="service", port=80, probes=[{"type": "http"}] * 11)

@@ -261,7 +261,7 @@ PAGES = Surface(
     challenge='Bearer realm="casemate"',
 )
 VERIFIER = Surface(("/verify", "/health"), verify.routes.refusal)
-APPS = Surface((apps.routes.PREFIX,), apps.routes.refusal, for_tenants=True)
+APPS = Surface(apps.surface_routes.PREFIXES, apps.routes.refusal, for_tenants=True)
 # All its clients' own mistakes are bad requests; runs/refusals.py has the few that are not.
 RUNS = Surface(
     runs.surface_routes.PREFIXES, runs.surface_routes.refusal, challenge="Bearer", for_tenants=True

@@ -24,6 +24,8 @@ from apps.versions import Version, version_of
 from rest.blueprint import Blueprint
 
 PREFIX = "/api/v1"
+# As the interface's own description names its ten calls, without the clients' base.
+BARE_PATH = "/apps"
 
 blueprint = Blueprint("apps", __name__, url_prefix=PREFIX, description="Apps and their history.")
 

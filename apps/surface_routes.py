@@ -15,6 +15,7 @@ ABOUT = (
     "The Phala Cloud interface of this host. Send a key as `X-API-Key` or as a bearer token, and the version "
     "that you speak as `X-Phala-Version`; the forms of answers are those of the newest."
 )
+PREFIXES = (routes.PREFIX, routes.BARE_PATH)
 BLUEPRINTS = (
     routes.blueprint,
     cvm_routes.blueprint,
@@ -32,6 +33,7 @@ def register(app: Flask) -> None:
     documents.register(
         app, "apps", "/api/v1/openapi.json", "Apps", NEWEST, ABOUT, BLUEPRINTS, schemas.Refusal
     )
+    app.register_blueprint(routes.blueprint, name="bare_apps", url_prefix="/")
 
 
 for blueprint in BLUEPRINTS:

@@ -33,6 +33,21 @@ def test_a_bearer_token_is_as_good_as_the_header(client: FlaskClient, ann: Api) 
     }  # fmt: skip
 
 
+def test_the_calls_also_stand_at_bare_paths(client: FlaskClient, ann: Api) -> None:
+    vm = ann.deploy()
+    key = {"X-API-Key": ann.key, "X-Phala-Version": ann.version}
+
+    for path in ("", f"/{vm['app_id']}", f"/{vm['app_id']}/cvms", "/filter-options"):
+        answer = client.get(f"/apps{path}", headers=key)
+        assert (answer.status_code, answer.json) == (200, ann.get(f"/apps{path}"))
+    assert client.post(f"/apps/{vm['app_id']}/cvms/is-allowed", headers=key).status_code == 200
+    unknown = client.get(f"/apps/{'00' * 20}", headers={**key, "X-Phala-Version": VERSIONS[0]})
+    assert (unknown.status_code, unknown.json) == (404, {"detail": "App not found"})
+    assert unknown.headers["X-Phala-Version"] == VERSIONS[0]
+    assert set(client.get("/apps").json or {}) == {"detail"}
+    assert client.get("/apps?page_size=0", headers=key).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("asked", "used"), [*((each, each) for each in VERSIONS), ("2031-01-01", VERSIONS[-1])]
 )

@@ -66,6 +66,7 @@ ROWS: dict[str, dict[str, int]] = {
     "verify.": OPEN,
     "verification.": OPEN,
     "apps.": TENANTS,
+    "bare_apps.": TENANTS,
     "cvms.": TENANTS,
     "cvm_updates.": TENANTS,
     "app_host.": TENANTS,

@@ -111,6 +111,7 @@ def test_without_any_project_the_way_to_one_is_told(stranger_site: Site) -> None
         "- 1",
         "a: [",
         "projects: [{name: x, url: y, token: two words}]",
+        "[" * 3000,
     ],
 )
 def test_a_file_that_is_none_is_refused_and_named(stranger_site: Site, text: str) -> None:

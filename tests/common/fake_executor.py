@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from runs.executor import JobOrder, Listener, Stage
 
@@ -25,6 +27,8 @@ class FakeExecutor:
     released: list[str] = field(default_factory=list)
     stops: list[tuple[str, int]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    threads: dict[str, threading.Thread] = field(default_factory=dict)
+    is_closed: bool = False
 
     def prepare(self, name: str, *, ssh: bool) -> str:
         app = {"manifest_version": 2, "name": name, "runner": "docker-compose"}
@@ -32,7 +36,13 @@ class FakeExecutor:
 
     def watch(self, vm_id: str) -> None:
         if self.boots:
-            threading.Thread(target=self.boot, args=(vm_id,), daemon=True).start()
+            self.follow(vm_id, self.boot, vm_id)
+
+    def follow(self, name: str, do: Callable[..., None], *words: Any) -> None:
+        """Does something beside the caller, under the name of a VM or a job."""
+        with self.lock:
+            thread = self.threads[name] = threading.Thread(target=do, args=words, daemon=True)
+        thread.start()
 
     def boot(self, vm_id: str) -> None:
         """The runner of a VM begins to answer."""
@@ -41,6 +51,8 @@ class FakeExecutor:
                 return
             self.ready.add(vm_id)
             waiting = self.waiting.pop(vm_id, [])
+        if self.is_closed:
+            return
         self.listener.on_ready(vm_id)
         for order in waiting:
             self._begin(order)
@@ -57,13 +69,13 @@ class FakeExecutor:
         self._begin(order)
 
     def _begin(self, order: JobOrder) -> None:
-        threading.Thread(target=self._run, args=(order,), daemon=True).start()
+        self.follow(order.submission_id, self._run, order)
 
     def _run(self, order: JobOrder) -> None:
         job = order.submission_id
-        self.listener.on_state(job, Stage.PULLING, None, "")
+        self.tell(job, Stage.PULLING)
         with self.lock:
-            if job in self.released:
+            if self.is_closed or job in self.released:
                 return
             process = self.processes[job] = subprocess.Popen(
                 ["/bin/bash", "-c", order.command[-1]],
@@ -72,12 +84,18 @@ class FakeExecutor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.listener.on_state(job, Stage.RUNNING, None, "")
+        self.tell(job, Stage.RUNNING)
         assert process.stdout is not None
         while data := os.read(process.stdout.fileno(), 32768):
-            self.listener.on_output(job, data.replace(b"\n", b"\r\n"))
+            if not self.is_closed:
+                self.listener.on_output(job, data.replace(b"\n", b"\r\n"))
         code = process.wait()
-        self.listener.on_state(job, Stage.EXITED, code if code >= 0 else 128 - code, "")
+        self.tell(job, Stage.EXITED, code if code >= 0 else 128 - code)
+
+    def tell(self, job: str, stage: Stage, code: int | None = None) -> None:
+        """Tells what became of a job, as long as there is somebody to tell."""
+        if not self.is_closed:
+            self.listener.on_state(job, stage, code, "")
 
     def stop(self, vm_id: str, submission_id: str, grace_s: int) -> None:
         self.stops.append((submission_id, grace_s))
@@ -92,6 +110,18 @@ class FakeExecutor:
         self.ready.discard(vm_id)
 
     def close(self) -> None:
+        self.is_closed = True
         for process in self.processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+    def settle(self) -> None:
+        """After the end: waits for what is said of VMs and of the jobs that are still ours."""
+        with self.lock:
+            ours = [
+                thread
+                for name, thread in self.threads.items()
+                if name not in self.orders or name in self.processes
+            ]
+        for thread in ours:
+            thread.join(10)

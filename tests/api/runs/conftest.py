@@ -118,6 +118,7 @@ class Host:
         self.scheduler.thread.join(10)
         # What it was about to make is made before the folder goes.
         self.scheduler.pool.shutdown(wait=True)
+        self.executor.settle()
 
 
 def begin(vms: Vms, *, boots: bool = True) -> Host:

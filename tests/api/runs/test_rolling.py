@@ -48,7 +48,7 @@ class ServingExecutor(FakeExecutor):
     def submit(self, vm_id: str, order: JobOrder) -> None:
         if order.submission_id in self.processes:
             # An earlier process of the service has begun it.
-            threading.Thread(target=self._see_end, args=(order.submission_id,)).start()
+            self.follow(order.submission_id, self._see_end, order.submission_id)
             return
         if order.ports:
             port = free_port()
@@ -64,7 +64,7 @@ class ServingExecutor(FakeExecutor):
 
     def _see_end(self, submission_id: str) -> None:
         code = self.processes[submission_id].wait()
-        self.listener.on_state(submission_id, Stage.EXITED, abs(code), "")
+        self.tell(submission_id, Stage.EXITED, abs(code))
 
     def release(self, vm_id: str, submission_id: str) -> None:
         super().release(vm_id, submission_id)

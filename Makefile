@@ -5,8 +5,10 @@
 run: setup
 	@.venv/bin/casemate up $(if $(ONCE),--once)
 
+# The tests that boot machines have them for themselves: under emulation two at once are slow, not fast.
 test: setup-dev lint
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 tests/unit tests/api tests/style
+	.venv/bin/pytest tests/system tests/peer tests/browser tests/fuzz
 
 setup:
 	@./setup.sh

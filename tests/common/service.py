@@ -16,6 +16,7 @@ import psutil
 import requests
 
 from tests.common.waiting import free_port, until
+from vmm import process
 
 
 @dataclass
@@ -151,10 +152,14 @@ class RunningService:
         )
 
     def end(self) -> None:
-        """Ends the service and every VM of its data directory."""
+        """Ends the service, its balancer and every VM of its data directory."""
         self.stop()
         for each in self.qemus():
             each.kill()
+        balancer = self.data_dir / "balancer"
+        if found := process.find(balancer):
+            process.end(balancer, found, grace_s=0)
+        process.wait_unlocked(balancer, 10)
 
     def qemus(self) -> list[psutil.Process]:
         """The QEMU processes of this data directory."""

@@ -17,7 +17,6 @@ from tests.common import rows
 from tests.common.backends import Client
 from tests.common.service import RunningService
 from tests.common.waiting import until
-from vmm import process
 
 pytestmark = pytest.mark.skipif(
     shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"
@@ -181,10 +180,6 @@ def site(fake_qemu: Path) -> Iterator[Site]:
     site.bystander = int(other["loadBalancer"]["listen"].rpartition(":")[2])
     yield site
     service.end()
-    balancer = data_dir / "balancer"
-    if (found := process.find(balancer)) is not None:
-        process.end(balancer, found, grace_s=0)
-    process.wait_unlocked(balancer, 10)
     shutil.rmtree(folder)
 
 

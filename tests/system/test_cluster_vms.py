@@ -19,7 +19,6 @@ from image import hello
 from tests.common.backends import Client
 from tests.common.service import RunningService
 from tests.common.waiting import until
-from vmm import process
 
 pytestmark = pytest.mark.skipif(
     shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"
@@ -39,9 +38,6 @@ def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
     running.start()
     yield running
     running.end()
-    folder = data_dir / "balancer"
-    if (found := process.find(folder)) is not None:
-        process.end(folder, found, grace_s=0)
     shutil.rmtree(data_dir, ignore_errors=True)
 
 

@@ -215,6 +215,12 @@ class Api:
         return self.post("/cvms", {"app_id": app_id, "compose_hash": told["compose_hash"]})
 
 
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the guests of stand-ins, who hear no wish to power off."""
+    monkeypatch.setattr("apps.changes.GRACE_S", 0.2)
+
+
 @pytest.fixture
 def people(app: Flask, client: FlaskClient, database: Database) -> Callable[[str], Api]:
     """Makes users, each with a project of their own."""

@@ -13,6 +13,7 @@ from apps.refusals import HASH_UNKNOWN, coded
 from core.errors import NotFound
 from models.account import Project, User
 from models.app import CvmProfile, Provision, Revision
+from models.base import met_row
 from models.port import PortLease
 from models.vm import Vm
 
@@ -220,12 +221,8 @@ def _take(session: Session, promise: Provision | None) -> None:
     """Takes a promise for one caller; NotFound with the interface's code when another one was faster."""
     if promise is None:
         return
-    done = session.execute(
-        delete(Provision)
-        .where(Provision.id == promise.id, Provision.created_ms == promise.created_ms)
-        .execution_options(synchronize_session=False)
-    )
-    if not done.rowcount:  # type: ignore[attr-defined] # a DELETE's result has it
+    same = (Provision.id == promise.id, Provision.created_ms == promise.created_ms)
+    if not met_row(session, delete(Provision).where(*same)):
         raise coded(
             NotFound("compose_hash: what waited under this hash was committed by somebody else"),
             HASH_UNKNOWN,

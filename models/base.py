@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, MetaData, create_engine, event
+from sqlalchemy import URL, Connection, Delete, MetaData, Update, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
@@ -124,3 +124,9 @@ def _begin(connection: Connection) -> None:
     # therefore takes the write lock at its first statement, and waits for it.
     writes = connection.get_execution_options().get("casemate_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def met_row(session: Session, asked: Update | Delete) -> bool:
+    """Whether an UPDATE or a DELETE with a condition met a row: False when somebody was faster."""
+    done = session.execute(asked.execution_options(synchronize_session=False))
+    return bool(done.rowcount)  # type: ignore[attr-defined] # what execute() of these two returns

@@ -385,11 +385,12 @@ def expand_cpu(value: Any) -> Mapping[str, Any]:
 def expand_gpu(value: Any) -> Mapping[str, Any]:
     """`1`, `A100:2`, `nvidia:24GB..:1` as an object with vendor, name, memory and count."""
     found: dict[str, Any] = {}
+    given: str | list[str]
     for token in _tokens(value, "GPU spec"):
         if vendor := _VENDORS.get(token.lower()):
             key, given = "vendor", vendor
         elif token[0].isalpha():
-            key, given = "name", token.split(",")  # type: ignore[assignment] # a list here alone
+            key, given = "name", token.split(",")
         else:
             key, given = ("memory" if any(map(str.isalpha, token)) else "count"), token
         if key in found:

@@ -13,6 +13,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from accounts.keypairs import Safe
 from accounts.roles import Caller
 from models.account import Project
+from models.base import met_row
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
 from models.vm import Vm
@@ -46,16 +47,10 @@ def _move(
         return False
     table: Any = type(row)
     asked: Update = update(table).where(table.id == row.id, table.status == before)
-    if not _changes(session, asked.values(status=after, **values)):
+    if not met_row(session, asked.values(status=after, **values)):
         return False
     session.refresh(row, ["status", *values])
     return True
-
-
-def _changes(session: Session, asked: Update) -> bool:
-    """Whether an UPDATE with a condition met its row."""
-    done = session.execute(asked.execution_options(synchronize_session=False))
-    return bool(done.rowcount == 1)  # type: ignore[attr-defined] # what execute() of an UPDATE returns
 
 
 def _changed(kind: str, before: str, after: str, reason: str | None = None) -> str:
@@ -224,7 +219,7 @@ def change_run(
     asked: Update = update(Run).where(
         Run.id == run.id, Run.status == run.status, Run.deployment_num == run.deployment_num
     )
-    if not _changes(session, asked.values(values)):
+    if not met_row(session, asked.values(values)):
         return False
     session.refresh(run, list(values))
     timeline.tell(session, told, timeline.of_run(run), by=by)
@@ -237,7 +232,7 @@ def note_probes(session: Session, job: RunJob, streaks: list[int], *, ready: boo
     if ready and job.ready_us is None:
         values["ready_us"] = now_us()
     asked: Update = update(RunJob).where(RunJob.id == job.id, RunJob.status == Status.RUNNING)
-    if _changes(session, asked.values(values)) and ready != job.ready:
+    if met_row(session, asked.values(values)) and ready != job.ready:
         told = "Service replica ready" if ready else "Service replica not ready any more"
         timeline.tell(session, f"{told} to receive requests", timeline.of_job(job, job.run))
 
@@ -249,7 +244,7 @@ def note_waiting(session: Session, job: RunJob, why: str) -> None:
         RunJob.status == Status.SUBMITTED,
         RunJob.processed_us == RunJob.submitted_us,
     )
-    if _changes(session, asked.values(processed_us=now_us())):
+    if met_row(session, asked.values(processed_us=now_us())):
         timeline.tell(session, f"Job waits for room: {why}", timeline.of_job(job, job.run))
 
 
@@ -258,7 +253,7 @@ def take_over(session: Session, job: RunJob, deployment_num: int) -> None:
     asked: Update = update(RunJob).where(
         RunJob.id == job.id, RunJob.deployment_num == job.deployment_num
     )
-    _changes(session, asked.values(deployment_num=deployment_num))
+    met_row(session, asked.values(deployment_num=deployment_num))
     session.refresh(job, ["deployment_num"])
 
 

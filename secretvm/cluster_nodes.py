@@ -11,7 +11,7 @@ from sqlalchemy import delete, select, update
 
 from core import faults
 from core.errors import NotFound
-from models.base import Database
+from models.base import Database, met_row
 from models.cluster import Cluster, ClusterNode, ClusterPlan
 from models.vm import Vm
 from secretvm import cluster_records
@@ -84,12 +84,9 @@ class Nodes:
         )
         faults.point("cluster.made")
         with self.database.writing() as session:
-            linked = session.execute(
-                update(ClusterNode)
-                .where(ClusterNode.id == node_id, ClusterNode.vm_id.is_(None))
-                .values(vm_id=vm_id)
-            )
-        if not linked.rowcount:  # type: ignore[attr-defined] # an UPDATE's result has it
+            free = (ClusterNode.id == node_id, ClusterNode.vm_id.is_(None))
+            is_linked = met_row(session, update(ClusterNode).where(*free).values(vm_id=vm_id))
+        if not is_linked:
             self.svms.vms.remove(vm_id)
             raise cluster_records.missing(cluster_id)
         return vm_id

@@ -164,7 +164,7 @@ def test_a_stop_ends_a_run(cli: Cli, api: Api, background: Host) -> None:  # noq
     assert "STOPPED_BY_USER" in cli.run("event")
 
 
-def test_a_service_is_updated_in_place(cli: Cli, api: Api, serving: Host) -> None:  # noqa: F811
+def test_a_service_is_updated_in_place(cli: Cli, api: Api, serving: Host) -> None:  # noqa: F811 - the fixture
     web = cli.home / "web.dstack.yml"
     command = "exec python3 -m http.server $HOST_PORT --bind 127.0.0.1"
     (cli.home / "fleet.dstack.yml").write_text(FLEET.replace("0..1", "0..2"))

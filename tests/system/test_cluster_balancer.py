@@ -393,7 +393,7 @@ def test_traffic_never_falls_over_restarts_of_reader_and_haproxy(
         reader = reading(balancer)
         reader.start()
         Client(cluster.port).ask_often(10)
-        until(lambda: total() == turn * 10, what="the count")  # noqa: B023
+        until(lambda: total() == turn * 10, what="the count")  # noqa: B023 - asked at once
         reader.stop()
         if turn == 2:
             master = process.find(balancer.folder)

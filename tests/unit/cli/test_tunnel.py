@@ -218,7 +218,7 @@ def test_who_is_ended_takes_the_connection_away(
     site.until("long", "running")
     started = site.start("attach", "long")
     assert started.stderr is not None
-    until(lambda: started.stderr.readline() == "Press Ctrl+C to detach.\n", seconds=30)  # type: ignore[union-attr]
+    until(lambda: started.stderr.readline() == "Press Ctrl+C to detach.\n", seconds=30)
 
     started.send_signal(number)
     started.communicate(timeout=60)

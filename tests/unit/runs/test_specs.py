@@ -22,7 +22,7 @@ def refusal(**more: Any) -> Any:
     with pytest.raises(ValidationError) as refused:
         load(**more)
     kind = more.get("type", "task")
-    return refused.value.messages["configuration"][kind]  # type: ignore[index,call-overload]
+    return refused.value.messages["configuration"][kind]
 
 
 @pytest.mark.parametrize(

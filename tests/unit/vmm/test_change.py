@@ -39,7 +39,7 @@ def seen(vms: Vms, vm_id: str) -> dict[str, object]:
 def test_every_given_field_changes_and_the_rest_stays(vms: Vms, stopped: str) -> None:
     before = seen(vms, stopped)
     text, more = json.dumps({"name": "second"}), free_port()
-    (kept,) = [each["host_port"] for each in before["ports"]]  # type: ignore[attr-defined]
+    (kept,) = [each["host_port"] for each in before["ports"]]
 
     app_id = vms.update(
         Change(
@@ -56,7 +56,7 @@ def test_every_given_field_changes_and_the_rest_stays(vms: Vms, stopped: str) ->
     after = seen(vms, stopped)
     assert after["compose_file"] == text
     assert after["encrypted_env"] == b"\1\2"
-    assert [(p["host_port"], p["vm_port"]) for p in after["ports"]] == [(kept, 81), (more, 82)]  # type: ignore[attr-defined]
+    assert [(p["host_port"], p["vm_port"]) for p in after["ports"]] == [(kept, 81), (more, 82)]
     assert (after["vcpu"], after["disk_size"]) == (2, 3)
     assert after["memory"] == before["memory"]
     assert after["app_id"] == before["app_id"] != app_id

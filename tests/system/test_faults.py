@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import requests
@@ -47,6 +47,7 @@ class Site:
     service: RunningService
     kept: set[str] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
+    held: list[IO[str]] = field(default_factory=list)
 
     def create(self, **fields: Any) -> str:
         vm_id: str = self.service.call("prpc/CreateVm", **rows.request(**fields))["id"]
@@ -60,10 +61,32 @@ class Site:
         except requests.ConnectionError:
             return None
 
+    def hold(self, vm_id: str) -> None:
+        """Keeps the log of a VM's runner readable when its folder is removed."""
+        log = self.service.data_dir / "vm" / vm_id / "stderr.log"
+        self.held.append(log.open(errors="replace"))
+
+    def forget_logs(self) -> None:
+        """Begins anew what `passed` looks at."""
+        for held in self.held:
+            held.close()
+        self.held.clear()
+        for log in self.logs():
+            log.write_bytes(b"")
+
+    def logs(self) -> list[Path]:
+        return [self.service.log, *(self.service.data_dir / "vm").glob("*/stderr.log")]
+
     def passed(self, name: str) -> bool:
-        """Whether a process has killed itself at that point since the log was last cleared."""
-        logs = (self.service.log, *(self.service.data_dir / "vm").glob("*/stderr.log"))
-        return any(f"fault point {name}\n" in log.read_text(errors="replace") for log in logs)
+        """Whether a process has killed itself at that point since the logs were last cleared."""
+        texts = []
+        for log in self.logs():
+            with contextlib.suppress(FileNotFoundError):  # its VM was removed just now
+                texts.append(log.read_text(errors="replace"))
+        for held in self.held:
+            held.seek(0)
+            texts.append(held.read())
+        return any(f"fault point {name}\n" in text for text in texts)
 
 
 # One operation: how its VM is made, the calls, and what may have become of the VM, given whether the last call
@@ -116,6 +139,12 @@ def removal(site: Site, vm_id: str) -> requests.Response | None:
     if answer is None or answer.status_code == 200:
         site.removed.add(vm_id)
     return answer
+
+
+def begun_and_removed(site: Site, vm_id: str) -> requests.Response | None:
+    site.ask("StartVm", id=vm_id)
+    site.hold(vm_id)
+    return removal(site, vm_id)
 
 
 def updated(site: Site, vm_id: str) -> requests.Response | None:
@@ -202,7 +231,7 @@ OPERATIONS = {
     ),
     "start and remove": Operation(
         stopped,
-        lambda site, vm_id: (site.ask("StartVm", id=vm_id), removal(site, vm_id))[1],
+        begun_and_removed,
         ("runner.ended",),
         lambda vm, answer: vm is None,
     ),
@@ -299,8 +328,7 @@ def test_nothing_is_lost_when_the_service_is_killed(site: Site, name: str, point
     vm_id = operation.make(site)
     before = look(service)
     service.kill(everything=False)
-    for log in (service.log, *(service.data_dir / "vm").glob("*/stderr.log")):
-        log.write_bytes(b"")
+    site.forget_logs()
     service.start(CASEMATE_FAULT=point, CASEMATE_FAULTS_ALLOWED="1")
     # This start came after a recovery that had settled: it has nothing left to do.
     assert look(service) == before

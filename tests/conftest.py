@@ -24,13 +24,13 @@ from image import build
 from image.registry import Image
 from models.base import Database
 from tests.common import rows
-from vmm import process
+from tests.common.service import end_processes
 from vmm.accel import Accelerator
 from vmm.host import Host
 from vmm.service import Vms
 
-# A busy machine is slow, not wrong.
-settings.register_profile("casemate", deadline=None)
+# A busy machine is slow, not wrong; and what is refused once is refused every time.
+settings.register_profile("casemate", deadline=None, derandomize=True)
 settings.load_profile("casemate")
 
 # A shell gives what it runs in the background a Ctrl-C that is ignored, nohup a SIGHUP, and programs hand that on:
@@ -77,10 +77,7 @@ def data_dir() -> Iterator[Path]:
     """A data directory with a path short enough for sockets; its VMs and its balancer end with the test."""
     path = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp"))
     yield path
-    for record in path.glob("**/launch.json"):
-        while found := process.find(record.parent):
-            process.end(record.parent, found, grace_s=0)
-        process.wait_unlocked(record.parent, 10)
+    end_processes(path)
     shutil.rmtree(path)
 
 

@@ -164,7 +164,8 @@ def end(workdir: Path, process: Process, *, grace_s: float) -> bool:
                     break
         finally:
             os.close(pidfd)
-    return wait_unlocked(workdir, 3)
+    # Its runner writes the ending to a disk that may be busy.
+    return wait_unlocked(workdir, 15)
 
 
 def wait_unlocked(workdir: Path, patience_s: float) -> bool:

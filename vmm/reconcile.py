@@ -150,7 +150,7 @@ class Reconciler:
 
         Conflict when others hold it for longer than `patience_s`.
         """
-        self._row(vm_id)
+        self._check_known(vm_id)
         workdir = self.workdir(vm_id)
         self.config.run_path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -159,7 +159,7 @@ class Reconciler:
             except Conflict:
                 raise Conflict(f"VM {vm_id} is busy with another call; try again soon") from None
             try:
-                self._row(vm_id)
+                self._check_known(vm_id)
             except NotFound:  # removed while we waited
                 workdir.lock.unlink(missing_ok=True)
                 raise
@@ -171,6 +171,10 @@ class Reconciler:
     def workdir(self, vm_id: str) -> WorkDir:
         """The folder of a VM."""
         return WorkDir(self.config.run_path / vm_id)
+
+    def _check_known(self, vm_id: str) -> None:
+        with self.database.reading() as session:
+            records.check_known(session, vm_id)
 
     def _row(self, vm_id: str) -> Vm:
         with self.database.reading() as session:
@@ -372,8 +376,8 @@ class Reconciler:
         self._bury(vm, workdir)
 
     def _bury(self, vm: Vm, workdir: WorkDir) -> None:
-        # The runner writes the ending before it lets the lock go.
-        process.wait_unlocked(workdir.path, 2)
+        # The runner writes the ending, to a disk that may be busy, before it lets the lock go.
+        process.wait_unlocked(workdir.path, 15)
         companion.end_all(workdir.path)
         faults.point("stop.ended")
         ended = process.ending(workdir.path) or process.Ending(None, None, records.now_ms())

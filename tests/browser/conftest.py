@@ -94,6 +94,6 @@ def person(service: RunningService) -> Iterator[Person]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    browser.set_page_load_timeout(30)
+    browser.set_page_load_timeout(120)
     yield Person(browser, service)
     browser.quit()

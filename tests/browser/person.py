@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from selenium.common.exceptions import WebDriverException
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -40,7 +40,7 @@ class Person:
         """All that matches now."""
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
-    def sees(self, selector: str, text: str = "", *, seconds: float = 10) -> WebElement:
+    def sees(self, selector: str, text: str = "", *, seconds: float = 30) -> WebElement:
         """The first visible match whose text has `text`, once there is one."""
 
         def look() -> WebElement | None:
@@ -57,7 +57,7 @@ class Person:
         assert found is not None
         return found
 
-    def sees_none(self, selector: str, *, seconds: float = 10) -> None:
+    def sees_none(self, selector: str, *, seconds: float = 30) -> None:
         """Waits until nothing visible matches."""
 
         def gone() -> bool:
@@ -84,7 +84,19 @@ class Person:
                 return False
             return True
 
-        until(click, what=f"a click on {selector}")
+        until(click, seconds=60, what=f"a click on {selector}")
+
+    def presses(self, selector: str, key: str, text: str = "") -> None:
+        """Presses a key on what is seen."""
+
+        def press() -> bool:
+            try:
+                self.sees(selector, text).send_keys(key)
+            except StaleElementReferenceException:
+                return False  # the page renewed itself meanwhile
+            return True
+
+        until(press, what=f"a key on {selector}")
 
     def types(self, selector: str, text: str) -> None:
         """Writes a text into a field instead of what was there."""
@@ -101,7 +113,7 @@ class Person:
         """Runs a script, which people do not."""
         return self.browser.execute_script(script, *given)
 
-    def waits(self, condition: Callable[[], Any], what: str, *, seconds: float = 10) -> Any:
+    def waits(self, condition: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
         """Until something is so."""
         return until(condition, seconds=seconds, what=what)
 

@@ -304,7 +304,7 @@ def test_what_one_types_and_opens_stays_while_the_list_renews_itself(
     person.service.call("prpc/StopVm", id=one)
     person.sees(f"#vm-{one} .status.stopped")
     assert person.run("return document.getElementById(arguments[0]).open", f"menu-{one}")
-    person.sees(f"#menu-{one} button", "Start").click()
+    person.clicks(f"#menu-{one} button", "Start")
     person.sees("#notes", "Start: one-of-two")
     assert person.run("return window.stays")
 
@@ -335,13 +335,12 @@ def test_the_keyboard_is_enough(person: Person, vm: Callable[..., str]) -> None:
     vm_id = vm(name="keys", stopped=True)
     person.signs_in()
     person.goes_to("/?q=keys")
-    summary = person.sees(f"#menu-{vm_id} summary")
-    summary.send_keys(Keys.ENTER)
-    person.sees(f"#menu-{vm_id} button", "Start").send_keys(Keys.ESCAPE)
+    person.presses(f"#menu-{vm_id} summary", Keys.ENTER)
+    person.presses(f"#menu-{vm_id} button", Keys.ESCAPE, "Start")
     person.sees_none(f"#menu-{vm_id} button")
     assert person.browser.switch_to.active_element.tag_name == "summary"
     person.browser.switch_to.active_element.send_keys(Keys.ENTER)
-    person.sees(f"#menu-{vm_id} button", "Start").send_keys(Keys.ENTER)
+    person.presses(f"#menu-{vm_id} button", Keys.ENTER, "Start")
 
     person.sees(f"#vm-{vm_id} .status.running")
 
@@ -509,7 +508,7 @@ def test_when_the_service_is_away_the_page_says_so_and_recovers(person: Person) 
 
     person.service.start()
 
-    person.sees_none("#notes .away", seconds=15)
+    person.sees_none("#notes .away")
 
 
 def test_signing_out_ends_it(person: Person) -> None:

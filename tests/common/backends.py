@@ -48,7 +48,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         with self.backend.guard:
             self.backend.seen.append(self.path)
+            self.backend.inside += 1
+            self.backend.most = max(self.backend.most, self.backend.inside)
         time.sleep(self.backend.delay_s)
+        with self.backend.guard:
+            self.backend.inside -= 1
         status = int(self.path.rpartition("/")[2]) if self.path.startswith("/status/") else 200
         self.say(status, self.backend.name.encode())
 
@@ -67,13 +71,15 @@ class Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class Backend:
-    """A plain HTTP server on a port of its own, the same one at every start."""
+    """A plain HTTP server on a port of its own, the same one at every start; `most` were served at once."""
 
     name: str
     delay_s: float = 0.0
     is_well: bool = True
     port: int = field(default_factory=free_port)
     seen: list[str] = field(default_factory=list)
+    inside: int = 0
+    most: int = 0
     guard: Any = field(default_factory=threading.Lock)
     server: Server | None = None
 

@@ -120,4 +120,7 @@ def vm(**fields: Any) -> Vm:
 def behave(folder: Path, **rules: Any) -> None:
     """Tells the stand-in for QEMU, for one VM's folder or for all below it, how to behave."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fake.json").write_text(json.dumps(rules))
+    # As one step: a stand-in may start just now.
+    fresh = folder / "fake.json.new"
+    fresh.write_text(json.dumps(rules))
+    fresh.rename(folder / "fake.json")

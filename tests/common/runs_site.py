@@ -6,9 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,6 @@ from typing import Any
 import click
 import yaml
 from click.testing import CliRunner, Result
-from flask import Flask
-from werkzeug.serving import make_server
 
 from cli.main import casemate
 from tests.api.runs.conftest import Host
@@ -97,17 +92,3 @@ class Site:
             return told if told["status"] in statuses else None
 
         return until(found, seconds=30, what=f"{name} being {statuses}")
-
-
-@contextmanager
-def served(app: Flask) -> Iterator[str]:
-    """The application on a free port; its URL."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -141,25 +142,24 @@ class RunningService:
         Left alone, workers and background process end with their master.
         """
         assert self.process is not None
+        # Stopped first: it would put another in the place of one that ends just now.
+        self.process.send_signal(signal.SIGSTOP)
         children = self.children()
-        for each in [psutil.Process(self.process.pid), *(children if everything else [])]:
-            each.kill()
+        self.process.kill()
+        for each in children if everything else []:
+            # Some are asked to end with their master, and are as fast as we.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         self.process.wait(timeout=30)
         until(
-            lambda: all(_has_ended(child) for child in children),
-            seconds=10,
+            lambda: all(has_ended(child) for child in children),
             what="the end of the master's children",
         )
 
     def end(self) -> None:
         """Ends the service, its balancer and every VM of its data directory."""
         self.stop()
-        for each in self.qemus():
-            each.kill()
-        balancer = self.data_dir / "balancer"
-        if found := process.find(balancer):
-            process.end(balancer, found, grace_s=0)
-        process.wait_unlocked(balancer, 10)
+        end_processes(self.data_dir)
 
     def qemus(self) -> list[psutil.Process]:
         """The QEMU processes of this data directory."""
@@ -170,7 +170,16 @@ class RunningService:
         return [each for each in _processes() if _belongs(each, "runner.py", str(self.data_dir))]
 
 
-def _has_ended(process: psutil.Process) -> bool:
+def end_processes(folder: Path) -> None:
+    """Ends all that a service that is over has started below a folder; nothing writes there afterwards."""
+    for record in folder.glob("**/launch.json"):
+        while found := process.find(record.parent):
+            process.end(record.parent, found, grace_s=0)
+        process.wait_unlocked(record.parent, 10)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is over."""
     # Whoever inherits an orphan may be slow to reap it.
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

@@ -6,18 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from flask import Flask
-from werkzeug.serving import make_server
 
 from core.config import Config
 from tests.api.runs.conftest import Api, Host, background, sweeper  # noqa: F401 - the fixtures
 from tests.api.runs.test_rolling import serving  # noqa: F401 - the fixture
+from tests.common.served import served
 from tests.common.waiting import until
 
 FLEET = "type: fleet\nname: default\nnodes: 0..1\nidle_duration: 1h\nresources:\n  gpu: 0\n"
@@ -72,12 +71,8 @@ class Cli:
 @pytest.fixture
 def url(app: Flask) -> Iterator[str]:
     """The application on a port."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join()
+    with served(app) as url:
+        yield url
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,9 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.common import rows
-from tests.common.waiting import until
+from tests.common.service import end_processes
+from tests.common.waiting import listens, press_ctrl_c, until
 from tests.unit.cli.conftest import SIGNER, Kms
-from vmm import process
 
 CASEMATE = (sys.executable, "-m", "cli.main")
 ROOT = Path(__file__).parents[2]
@@ -80,16 +78,14 @@ def house(fake_qemu: Path, kms_url: str) -> Iterator[Path]:
         words = (*CASEMATE, "serve", "-c", path / "casemate.toml")
         service = subprocess.Popen(words, cwd=ROOT, env=env(path), stdout=log, stderr=log)
     try:
-        until(lambda: service.poll() is not None or (path / "http.sock").exists(), seconds=30)
+        sock = path / "http.sock"
+        until(lambda: service.poll() is not None or listens(sock), seconds=60, what="the service")
         assert service.poll() is None, (path / "service.log").read_text()
         yield path
     finally:
         service.terminate()
         service.wait(30)
-        for record in path.glob("vm/*/launch.json"):
-            while found := process.find(record.parent):
-                process.end(record.parent, found, grace_s=0)
-            process.wait_unlocked(record.parent, 10)
+        end_processes(path)
         shutil.rmtree(path)
 
 
@@ -149,14 +145,7 @@ def test_a_followed_log_ends_cleanly_with_ctrl_c(house: Path) -> None:
         serial.write(b"one more\n")
     assert follower.stdout.readline() == b"one more\n"
 
-    def ends() -> bool:
-        # Python drops an interrupt that meets it while it destroys an object: a person presses again.
-        follower.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            follower.wait(timeout=3)
-        return follower.poll() is not None
-
-    until(ends, seconds=60, what="the end of the follower")
+    press_ctrl_c(follower)
     _, complaints = follower.communicate(timeout=30)
 
     assert (follower.returncode, complaints.strip()) == (130, b"")

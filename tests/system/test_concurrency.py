@@ -133,7 +133,8 @@ def test_starts_stops_and_removals_in_any_order_leave_whole_vms(service: Running
     codes: dict[int, int] = {}
     ends = time.monotonic() + BUSY_S
 
-    while time.monotonic() < ends:
+    # A slow machine goes on until it has seen enough.
+    while time.monotonic() < ends or codes.get(200, 0) <= 50:
         vm_id = dice.choice(ids)
         verbs = dice.choices(("StartVm", "StopVm", "ShutdownVm", "UpdateVm"), k=3)
         if dice.random() < 0.03:
@@ -151,7 +152,6 @@ def test_starts_stops_and_removals_in_any_order_leave_whole_vms(service: Running
     assert breaches(service, set(ids) | removed, removed) == []
     # 503: a guest that ends just then cannot be asked to.
     assert set(codes) <= {200, 400, 404, 503}, codes
-    assert codes[200] > 50
 
 
 def test_an_update_while_starting_is_in_or_out_and_the_row_says_which(

@@ -378,7 +378,7 @@ def test_a_second_kms_takes_over_the_keys_of_the_first(
         done = _onboard(second, "Onboard", source_url=kms.url, domain="second.example")
         again = _onboard(second, "Bootstrap", domain="second.example")
         _onboard(second, "Finish")
-        until(lambda: second.answers(), seconds=20, what="the start with the new keys")
+        until(lambda: second.answers(), seconds=60, what="the start with the new keys")
 
         assert "This KMS has no keys yet" in page.text
         assert info["tee_variant"] == "dstack-tdx"

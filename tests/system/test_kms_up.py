@@ -54,7 +54,7 @@ def test_it_answers_and_comes_back_after_a_kill(
     os.kill(pid, signal.SIGKILL)
 
     until(lambda: kept._process.pid != pid, what="a new process")
-    until(lambda: _answers(url), seconds=20, what="its answer")
+    until(lambda: _answers(url), seconds=60, what="its answer")
     assert any("ended with -9 and was started again" in line for line in said)
     assert (data_dir / "kms/certs/root-k256.key").read_bytes() == key
 

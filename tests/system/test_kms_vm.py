@@ -6,6 +6,7 @@ One VM is shared by the tests of this file and they run in order: each boot unde
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -190,6 +191,8 @@ def test_nobody_finds_a_secret_on_the_host(vm: Deployed) -> None:
 
     assert SECRET not in vm.service.log.read_text() + log
     for path in vm.service.data_dir.rglob("*"):
-        if path.is_file() and path.stat().st_size < 2**20:
-            assert SECRET.encode() not in path.read_bytes() or path.name.startswith("serial"), path
+        if path.is_file() and not path.name.startswith("serial"):
+            # A file that takes another's place is gone under its first name.
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                assert SECRET.encode() not in file.read(2**20), path
     assert "PRIVATE KEY" not in serial + log

@@ -31,8 +31,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cli.client import Client
 from tests.common import rows
+from tests.common.service import end_processes
 from tests.common.waiting import free_port, until
-from vmm import process
 
 CONFIGURATION = Path(__file__).parents[2] / "contrib/nginx/casemate.conf"
 CASEMATE = Path(sys.executable).with_name("casemate")
@@ -145,10 +145,7 @@ def data_dir(fake_qemu: Path) -> Iterator[Path]:
     rows.image(path / "images")
     certificate(path / "tls")
     yield path
-    for record in path.glob("vm/*/launch.json"):
-        while found := process.find(record.parent):
-            process.end(record.parent, found, grace_s=0)
-        process.wait_unlocked(record.parent, 10)
+    end_processes(path)
     shutil.rmtree(path)
 
 

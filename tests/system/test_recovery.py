@@ -82,7 +82,7 @@ def test_a_killed_qemu_is_told_and_started_again_by_hand(service: RunningService
 
     qemu.kill()
 
-    service.wait_for(vm_id, within_s=10, status="exited")
+    service.wait_for(vm_id, within_s=30, status="exited")
     assert "killed by SIGKILL" in service.info(vm_id)["events"][-1]["body"]
     service.call("prpc/StartVm", id=vm_id)
     well(service, {vm_id})

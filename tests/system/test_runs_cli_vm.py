@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ import pytest
 import requests
 
 from tests.common.service import RunningService
-from tests.common.waiting import free_port, until
+from tests.common.waiting import free_port, press_ctrl_c, until
 
 BOOT_S = 400.0
 JOB_S = 150.0
@@ -134,7 +133,7 @@ def test_a_detached_run_is_attached_to_and_left(shell: Shell) -> None:
                 assert attach.stdout
                 assert attach.stdout.readline() == "begun\n"
             assert "Host site\n" in (shell.home / ".casemate/ssh/config").read_text()
-            attach.send_signal(signal.SIGINT)
+            press_ctrl_c(attach)
             told, remarks = attach.communicate(timeout=JOB_S)
         finally:
             attach.kill()
@@ -158,6 +157,6 @@ def test_a_stop_is_waited_for(shell: Shell) -> None:
 
 def _get(url: str) -> str:
     try:
-        return requests.get(url, timeout=5).text
-    except requests.ConnectionError:
+        return requests.get(url, timeout=20).text
+    except requests.RequestException:
         return ""

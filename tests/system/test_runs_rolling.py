@@ -66,8 +66,8 @@ class Visitor:
         while not self.over.wait(0.2):
             try:
                 answer = self.service.request("GET", URL)
-            except requests.ConnectionError:
-                continue  # the host's service is down
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+                continue  # the host's service is down, or went down within its answer
             self.told.append((answer.status_code, answer.text.strip()))
 
 

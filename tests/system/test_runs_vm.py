@@ -219,8 +219,8 @@ def test_a_running_job_is_attached_to_with_its_ports_and_a_shell(
 
 def _get(url: str) -> str:
     try:
-        return requests.get(url, timeout=5).text
-    except requests.ConnectionError:
+        return requests.get(url, timeout=20).text
+    except requests.RequestException:
         return ""
 
 

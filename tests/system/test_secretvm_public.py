@@ -111,7 +111,7 @@ def _made(service: RunningService, image: str) -> Vm:
 def _answers(vm: Vm) -> bool:
     try:
         return vm.get("/status").status_code == 200
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 

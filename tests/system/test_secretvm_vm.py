@@ -110,9 +110,12 @@ def test_its_app_reads_its_docker_files_and_answers_on_the_host_port_that_was_fo
 
 
 def test_the_logs_of_its_containers_are_told(vm: Shared) -> None:
-    logs = until(lambda: vm.call("GET", "/docker_logs?service=hello").text, seconds=60)
+    def asked() -> str:
+        text = vm.call("GET", "/docker_logs?service=hello").text
+        return text if "GET /json" in text else ""
 
-    assert "GET /json" in logs
+    logs = until(asked, seconds=60, what="the request of before in the log")
+
     assert vm.call("GET", "/docker_logs?service=nothing").text == ""
     assert logs.splitlines()[-1] in vm.call("GET", "/docker_logs").text
 

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.common import rows
-from tests.common.service import RunningService
+from tests.common.service import RunningService, end_processes
 from tests.common.waiting import free_port, until
-from vmm import network, process
+from vmm import network
 
 IMAGE = "dstack-0.5.0"
 VM = "a1b2c3d4-e5f6-7890-abcd-ef1234567890"
@@ -185,10 +185,7 @@ def site(fake_qemu: Path) -> Iterator[Site]:
         yield Site(service, folder, data)
     finally:
         service.stop()
-        for record in data.glob("vm/*/launch.json"):
-            while found := process.find(record.parent):
-                process.end(record.parent, found, grace_s=0)
-            process.wait_unlocked(record.parent, 10)
+        end_processes(data)
         kms.shutdown()
         kms.server_close()
         shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ import pytest
 from cli.client import Client
 from image.registry import Image
 from tests.common import rows
-from tests.common.waiting import until
+from tests.common.service import has_ended
+from tests.common.waiting import listens, until
 from vmm import process
 
 CASEMATE = Path(sys.executable).with_name("casemate")
@@ -43,12 +45,7 @@ class Service:
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(self.data_dir / "http.sock"))
-        except OSError:
-            return False
-        return True
+        return listens(self.data_dir / "http.sock")
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children()
@@ -99,7 +96,8 @@ def start(data_dir: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for service in started:
         if service.process.poll() is None:
             for child in service.children():
-                child.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
             service.process.kill()
         service.process.wait(30)
 
@@ -200,8 +198,7 @@ def test_kill_9_of_everything_but_qemu_loses_nothing(start: Any) -> None:
     first.process.wait(30)
 
     # Workers and background process end with their master.
-    psutil.wait_procs(family, 10)
-    assert not any(each.is_running() and each.status() != "zombie" for each in family)
+    until(lambda: all(has_ended(each) for each in family), what="the end of the family")
     ended = first.live(doomed)
     assert ended is not None
     os.kill(ended.pid, signal.SIGKILL)
@@ -232,7 +229,8 @@ def test_killed_workers_and_background_process_are_replaced(start: Any) -> None:
     assert found is not None
     os.kill(found.pid, signal.SIGKILL)
     until(lambda: service.shown(vm_id)["status"] == "exited")
-    assert "the background process ended; a new one was started" in service.log.read_text()
+    said = "the background process ended; a new one was started"
+    until(lambda: said in service.log.read_text(), what="the remark on the background process")
 
 
 def test_a_request_that_is_no_http_is_refused_in_json(start: Any) -> None:

@@ -32,9 +32,9 @@ def running(state: Path) -> Iterator[tpm.Send]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until(server.exists, what="swtpm's socket")
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(server))
+    # Its file is there before it listens; a look of our own would take its one connection.
+    until(lambda: connection.connect_ex(str(server)) == 0, what="swtpm")
 
     def send(command: bytes) -> bytes:
         connection.sendall(command)

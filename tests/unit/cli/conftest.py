@@ -21,7 +21,8 @@ from core import k256
 from core.config import Config
 from guest import env
 from tests.api.runs.conftest import Host, background, sweeper  # noqa: F401 - fixtures
-from tests.common.runs_site import Site, served
+from tests.common.runs_site import Site
+from tests.common.served import served
 
 ROOT = bytes(range(1, 33))
 SIGNER = k256.public_key(ROOT).hex()

@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import CasemateError, Conflict, Invalid, NotFound
 from tests.common.runs_site import SMALL, Site
-from tests.common.waiting import until
+from tests.common.waiting import press_ctrl_c, until
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_ctrl_c_with_a_no_detaches(fleet: Site) -> None:
 def test_ctrl_c_detaches_at_once_when_nothing_is_asked(fleet: Site) -> None:
     started = begun(fleet, "-y")
 
-    started.send_signal(signal.SIGINT)
+    press_ctrl_c(started)
     told = started.communicate(timeout=60)[1]
 
     assert told.endswith("Detached\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from core.errors import CasemateError, Invalid, NotFound
 from tests.common.runs_site import Site
-from tests.common.waiting import until
+from tests.common.waiting import press_ctrl_c, until
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_an_interrupted_follower_leaves_the_run_alone(fleet: Site) -> None:
     assert following.stdout is not None
     following.stdout.readline()
 
-    following.send_signal(signal.SIGINT)
+    press_ctrl_c(following)
 
     assert following.communicate(timeout=30) == ("", "\n")
     assert following.returncode == 130

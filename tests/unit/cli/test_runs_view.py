@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from cli import runs_view
 from cli.plan import differences, needed
 from core.errors import Invalid
 from tests.common.runs_site import Site
+from tests.common.waiting import press_ctrl_c
 
 GPU = {"name": None, "count": {"min": 0, "max": None}}
 
@@ -125,8 +125,8 @@ def test_a_watch_goes_on_until_it_is_interrupted(site: Site) -> None:
     for words in (("ps", "-w"), ("fleet", "-w"), ("event", "-w")):
         with on_terminal(80, *words) as (terminal, process):
             assert os.read(terminal, 10)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 130
+            press_ctrl_c(process)
+            assert process.returncode == 130
             assert "Traceback" not in read_all(terminal)
 
 

@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli import attach as attaching
 from cli import tunnel
 from cli.tunnel import Forward, Wish, host_config
 from core.errors import CasemateError, Conflict, Invalid, Unavailable
@@ -156,9 +158,18 @@ def test_without_a_connection_the_output_is_shown_all_the_same(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnel, "CONNECT_S", 0.5)
+    gate, say = site.home / "gate", attaching.say
+
+    def said(text: str) -> None:
+        say(text)
+        if text.startswith("not attached"):
+            gate.touch()
+
+    monkeypatch.setattr(attaching, "say", said)
     site.fleet()
 
-    done = site.run("apply", "-y", "-f", site.task("hello", "echo one; sleep 3; echo two"))
+    script = f"echo one; until test -e {gate}; do sleep 0.05; done; echo two"
+    done = site.run("apply", "-y", "-f", site.task("hello", script))
 
     assert done.stdout_bytes.endswith(b"one\r\ntwo\r\n")
     assert "not attached: no SSH connection to hello" in done.stderr
@@ -197,16 +208,28 @@ def test_a_connection_that_is_lost_is_told_unless_the_run_ends(
     site: Site, ssh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSH_S", "1")
+    monkeypatch.setattr(attaching, "LOST_S", 60)
+    gate = site.home / "gate"
     site.fleet()
-    site.submit("short", "sleep 3; exit 4")
+    site.submit("short", f"until test -e {gate}; do sleep 0.05; done; exit 4")
     site.until("short", "running")
+    ending = threading.Thread(target=touch_after, args=(gate, ssh))
+    ending.start()
     assert "short: exited (4)" in site.run("attach", "short", code=4).stderr
+    ending.join()
 
-    monkeypatch.setattr("cli.attach.LOST_S", 0.5)
+    monkeypatch.setattr(attaching, "LOST_S", 0.5)
     site.submit("long", "sleep 100")
     site.until("long", "running")
     with pytest.raises(Unavailable, match="connection was lost"):
         site.run("attach", "long")
+
+
+def touch_after(gate: Path, ssh: Path) -> None:
+    """Makes a file once the pretended ssh has come and gone."""
+    until(lambda: ssh.exists() and ssh.read_text().endswith("\n"), what="ssh")
+    until(lambda: not Path("/proc", ssh.read_text().strip()).exists(), what="the end of ssh")
+    gate.touch()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

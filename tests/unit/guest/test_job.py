@@ -165,7 +165,7 @@ def test_what_a_job_leaves_in_the_background_ends_with_it(begin: Begin) -> None:
 
     assert end_of(job) == Step(EXITED, 0)
     left = int(output(job).split(b"left ")[1].split()[0])
-    until(lambda: left not in processes.table() or processes.table()[left].state == "Z")
+    until(lambda: (found := processes.table().get(left)) is None or found.state == "Z")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,46 @@ def test_any_other_process_gets_sigterm() -> None:
         assert process.wait(30) == -signal.SIGTERM
 
 
+# What an interactive shell does about each fork, again and again.
+_FORKING = """
+import signal
+term = {signal.SIGTERM}
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+while True:
+    signal.pthread_sigmask(signal.SIG_BLOCK, term)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.sigtimedwait({signal.SIGUSR1}, 0.002)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, term)
+    signal.sigtimedwait({signal.SIGUSR1}, 0.002)
+"""
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_a_shell_in_the_middle_of_a_fork_is_reached(turn: int) -> None:
+    with subprocess.Popen([sys.executable, "-ISc", _FORKING], stdout=-1) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        try:
+            processes.ask_to_end([process.pid])
+            assert process.wait(10) == -signal.SIGHUP
+        finally:
+            process.kill()
+
+
+def test_a_process_that_blocks_sigterm_for_good_is_sent_it() -> None:
+    program = (
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {15}); print('up', flush=True); "
+        "raise SystemExit(signal.sigwait({15}) + 1)"
+    )
+    with subprocess.Popen([sys.executable, "-ISc", program], stdout=-1) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+
+        processes.ask_to_end([process.pid])
+
+        assert process.wait(30) == 16
+
+
 def test_a_process_that_is_gone_is_no_obstacle() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait(10)

@@ -4,52 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from models.run import RunJob
 from runs import planner, probes
 from runs.specs import RunSpec
 from tests.common.waiting import free_port
+from tests.unit.runs.conftest import Service
 from vmm.network import Port
-
-
-@dataclass
-class Service:
-    """A service that answers with a status."""
-
-    port: int = 0
-    status: int = 200
-    asked: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
-
-
-@pytest.fixture
-def service() -> Iterator[Service]:
-    told = Service()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            told.asked.append((self.command, self.path, dict(self.headers.items()), body))
-            self.send_response(told.status)
-            self.send_header("Location", "/elsewhere")
-            self.end_headers()
-
-        do_GET = do_POST = do_HEAD = answer
-
-        def log_message(self, *args: Any) -> None:
-            """Says nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        told.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield told
-        server.shutdown()
-        thread.join()
 
 
 def at(port: int) -> Port:
@@ -71,7 +35,7 @@ def probe(**more: Any) -> Any:
 def test_a_probe_passes_with_a_status_of_2xx_and_follows_nothing(
     service: Service, status: int, passes: bool
 ) -> None:
-    service.status = status
+    service.answer = (status, {"Location": "/elsewhere"}, b"")
 
     assert probes.succeeds(probe(url="/health?a=1"), at(service.port)) is passes
     assert [path for _, path, _, _ in service.asked] == ["/health?a=1"]
@@ -95,7 +59,7 @@ def test_a_header_that_would_be_two_fails_the_probe(service: Service) -> None:
 
 
 def test_a_port_that_answers_is_ready_whatever_it_says(service: Service) -> None:
-    service.status = 500
+    service.answer = (500, {}, b"")
 
     assert probes.answers(at(service.port))
 
@@ -126,3 +90,40 @@ def test_a_service_that_is_slow_to_answer_listens_and_fails_its_probe(
 
         assert probes.answers(at(port))
         assert not probes.succeeds({**probe(), "timeout": 0.2}, at(port))
+
+
+def replica(*streaks: int, ready: bool = False) -> RunJob:
+    """The row of a job, as far as its probes go."""
+    return RunJob(streaks=list(streaks) or None, ready=ready)
+
+
+def test_a_streak_is_counted_as_far_as_it_is_needed() -> None:
+    (asked,) = wanted = [probe(ready_after=2)]
+
+    counted = [probes.standing_after(wanted, replica(streak), 0, True) for streak in (0, 1, 2)]
+
+    assert asked["ready_after"] == 2
+    assert [each.streaks for each in counted] == [[1], [2], [2]]
+    assert [each.ready for each in counted] == [False, True, True]
+    assert counted[2] == probes.standing(replica(2, ready=True))
+
+
+def test_a_failure_begins_a_streak_anew_and_takes_the_readiness_away() -> None:
+    wanted = [probe(), probe()]
+
+    after = probes.standing_after(wanted, replica(1, 1, ready=True), 1, False)
+
+    assert after == probes.Standing([1, 0], ready=False)
+
+
+def test_a_probe_that_never_passed_has_a_streak_once_it_was_asked() -> None:
+    before = replica()
+
+    after = probes.standing_after([probe()], before, 0, False)
+
+    assert after == probes.Standing([0], ready=False) != probes.standing(before)
+
+
+def test_a_port_that_answered_once_stays_ready() -> None:
+    assert probes.standing_after([], replica(), None, True).ready
+    assert probes.standing_after([], replica(ready=True), None, False).ready

@@ -4,59 +4,20 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from core.errors import Upstream
 from runs.proxy import SANDBOX, Answer, Endpoint, Request, forward
 from tests.common.waiting import free_port
+from tests.unit.runs.conftest import Service
 
 PREFIX = "/proxy/services/main/web"
 
 
-@dataclass
-class Service:
-    """A service that answers what it is told to."""
-
-    port: int = 0
-    asked: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
-    answer: tuple[int, dict[str, str], bytes] = (200, {}, b"hello")
-
-    def endpoint(self, *, strips: bool = True, keeps: bool = False) -> Endpoint:
-        return Endpoint("127.0.0.1", self.port, PREFIX, strips, keeps)
-
-
-@pytest.fixture
-def service() -> Iterator[Service]:
-    told = Service()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            told.asked.append((self.command, self.path, dict(self.headers.items()), body))
-            status, headers, text = told.answer
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_POST = do_DELETE = answer
-
-        def log_message(self, *args: Any) -> None:
-            """Says nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        told.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield told
-        server.shutdown()
-        thread.join()
+def endpoint(service: Service, *, strips: bool = True, keeps: bool = False) -> Endpoint:
+    return Endpoint("127.0.0.1", service.port, PREFIX, strips, keeps)
 
 
 def request(
@@ -71,7 +32,7 @@ def whole(answer: Answer) -> bytes:
 
 
 def test_a_request_arrives_below_its_own_root_and_the_answer_comes_back(service: Service) -> None:
-    answer = forward(service.endpoint(), request(f"{PREFIX}/a%2Fb/c?x=1&y=%20", "POST", b"body"))
+    answer = forward(endpoint(service), request(f"{PREFIX}/a%2Fb/c?x=1&y=%20", "POST", b"body"))
 
     assert (answer.status, whole(answer)) == (200, b"hello")
     ((method, path, headers, body),) = service.asked
@@ -83,14 +44,14 @@ def test_a_request_arrives_below_its_own_root_and_the_answer_comes_back(service:
 
 
 def test_a_service_that_wants_the_prefix_gets_it(service: Service) -> None:
-    whole(forward(service.endpoint(strips=False), request(f"{PREFIX}/x")))
+    whole(forward(endpoint(service, strips=False), request(f"{PREFIX}/x")))
 
     assert service.asked[0][1] == f"{PREFIX}/x"
 
 
 def test_the_service_never_sees_the_callers_secrets(service: Service) -> None:
     secret = {"Authorization": "Bearer s3cret", "Cookie": "session=s3cret", "X_Api_Key": "s3cret"}
-    whole(forward(service.endpoint(), request(**secret)))
+    whole(forward(endpoint(service), request(**secret)))
 
     assert "s3cret" not in str(service.asked)
 
@@ -98,7 +59,7 @@ def test_the_service_never_sees_the_callers_secrets(service: Service) -> None:
 def test_a_service_with_a_login_of_its_own_is_shown_the_credential_but_no_cookie(
     service: Service,
 ) -> None:
-    whole(forward(service.endpoint(keeps=True), request(Authorization="Basic abc", Cookie="a=b")))
+    whole(forward(endpoint(service, keeps=True), request(Authorization="Basic abc", Cookie="a=b")))
 
     headers = service.asked[0][2]
     assert headers["Authorization"] == "Basic abc"
@@ -114,7 +75,7 @@ def test_nobody_forges_where_a_request_came_from_and_hop_by_hop_headers_end_here
         "Connection": "X-Mine",
         "X_Mine": "1",
     }
-    whole(forward(service.endpoint(), request(**forged, TE="trailers", Upgrade="h2c")))
+    whole(forward(endpoint(service), request(**forged, TE="trailers", Upgrade="h2c")))
 
     headers = service.asked[0][2]
     assert headers["X-Forwarded-For"] == "192.0.2.7"
@@ -131,7 +92,7 @@ def test_an_answer_cannot_touch_this_hosts_own_pages(service: Service) -> None:
     }
     service.answer = (200, headers, b"")
 
-    names = {name.lower(): value for name, value in forward(service.endpoint(), request()).headers}
+    names = {name.lower(): value for name, value in forward(endpoint(service), request()).headers}
 
     assert names["content-security-policy"] == SANDBOX
     assert names["x-own"] == "1"
@@ -150,7 +111,7 @@ def test_an_answer_cannot_touch_this_hosts_own_pages(service: Service) -> None:
 def test_a_redirect_is_handed_on_and_not_followed(service: Service, said: str, seen: str) -> None:
     service.answer = (302, {"Location": said}, b"")
 
-    answer = forward(service.endpoint(), request())
+    answer = forward(endpoint(service), request())
 
     assert answer.status == 302
     assert dict(answer.headers)["Location"] == seen
@@ -161,7 +122,7 @@ def test_a_known_length_is_kept_and_the_bytes_are_the_same(service: Service) -> 
     text = bytes(range(256)) * 4096
     service.answer = (200, {"Content-Length": str(len(text))}, text)
 
-    answer = forward(service.endpoint(), request())
+    answer = forward(endpoint(service), request())
 
     assert dict(answer.headers)["Content-Length"] == str(len(text))
     assert whole(answer) == text

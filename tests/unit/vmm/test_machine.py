@@ -773,6 +773,7 @@ def test_the_background_process_hears_that_a_qemu_is_silent(
     found = process.find(folder(vms, vm_id))
     assert found is not None
     os.kill(found.pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(found.pid).status() == psutil.STATUS_STOPPED)
     background = Background(vms)
     background.sweep()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 from vmm.tally import Tally
@@ -31,23 +32,33 @@ def test_threads_and_forked_processes_add_to_one_count() -> None:
     assert "c" not in tally
 
 
-def test_a_killed_process_holds_nobody_up() -> None:
+def test_a_killed_process_leaves_its_counts_and_its_row_to_the_next() -> None:
     tally = Tally(["a"])
+
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            tally.add("a")
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    tally.add("a")
+
+    assert tally.counts() == {"a": 3}
+    assert tally._row == 0
+
+
+def test_a_living_process_keeps_its_row_to_itself() -> None:
+    tally = Tally(["a"])
+    tally.add("a")
     ready, told = os.pipe()
     pid = os.fork()
     if not pid:
-        import fcntl
+        tally.add("a")
+        os.write(told, bytes([tally._row]))
+        os._exit(0)
 
-        fcntl.lockf(tally._file, fcntl.LOCK_EX)
-        os.write(told, b"x")
-        while True:
-            os.read(ready, 0)
-    os.read(ready, 1)
-    os.kill(pid, 9)
+    assert os.read(ready, 1) == b"\1"
     os.waitpid(pid, 0)
-
-    tally.add("a")
-
-    assert tally.counts() == {"a": 1}
+    assert tally.counts() == {"a": 2}
     os.close(ready)
     os.close(told)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accounts.roles import Caller
-from apps import records
+from apps import documents, records
 from apps.cvms import Cvm
 from apps.deployments import (
     Deployments,
-    check_compose,
     check_room,
-    published,
     sealed,
     told_apart,
 )
-from apps.refusals import COMPOSE_INVALID, IMAGE_NOT_FOUND, INVALID_REQUEST, coded
+from apps.refusals import IMAGE_NOT_FOUND, coded
 from apps.schemas import CvmChange
 from apps.service import Apps
-from attest import compose
 from core.errors import CasemateError, Invalid, NotFound, Unavailable
 from models.app import CvmProfile, Provision
 from vmm.records import Owner
@@ -32,14 +28,6 @@ from vmm.schemas import Change, Configuration
 # What a guest has to end by itself before it is ended: clients wait 30 s for an answer.
 GRACE_S = 12.0
 POLL_S = 0.2
-_DOCUMENT = (
-    "docker_compose_file",
-    "pre_launch_script",
-    "allowed_envs",
-    "public_logs",
-    "public_sysinfo",
-    "public_tcbinfo",
-)
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,7 @@ class Changes:
         if was_up:
             self._end(cvm.uuid, GRACE_S)
         try:
-            publish = published(change.compose_file) if change.compose_file else None
+            publish = documents.published(change.compose_file) if change.compose_file else None
             has_new_size = bool(change.vcpu or change.memory)
             self.apps.vms.update(
                 change,
@@ -140,10 +128,10 @@ class Changes:
     def prepared(self, cvm: Cvm, wanted: CvmChange) -> Change:
         """A change in the VM manager's words, checked as far as that can be done beforehand."""
         given = {name: value for name, value in asdict(wanted).items() if value is not None}
-        check_compose(wanted.docker_compose_file, wanted.pre_launch_script)
-        text = changed_text(cvm, given)
+        documents.check_compose(wanted.docker_compose_file, wanted.pre_launch_script)
+        text = documents.changed(cvm, given)
         if text:
-            self._check_text(cvm, text)
+            documents.check(self.apps.vms, cvm.row.name, text)
         check_room(self.apps, wanted.vcpu or 1, wanted.memory or 1)
         return Change(
             id=cvm.uuid,
@@ -155,12 +143,6 @@ class Changes:
             disk_size=wanted.disk_size,
             image=self._image(wanted.image),
         )
-
-    def _check_text(self, cvm: Cvm, text: str) -> None:
-        try:
-            self.apps.vms.compose_hash(cvm.row.name, text)
-        except Invalid as error:
-            raise coded(error, COMPOSE_INVALID) from None
 
     def _image(self, name: str | None) -> str | None:
         if not name:
@@ -201,21 +183,6 @@ class Changes:
         owner = Owner(row.project_id, caller.user_id)
         vm_id = Deployments(self.apps).make(owner, configuration, profile, "replicate")
         return self.apps.of(vm_id)
-
-
-def changed_text(cvm: Cvm, given: Mapping[str, Any]) -> str:
-    """The VM's app-compose text with these fields; "" when it would be the same document."""
-    wanted = {name: given[name] for name in _DOCUMENT if name in given}
-    document = {**cvm.compose, **wanted}
-    if not document.get("pre_launch_script"):
-        document.pop("pre_launch_script", None)
-    if document == cvm.compose:
-        return ""
-    if not cvm.compose:
-        raise coded(
-            Invalid("this CVM has no app-compose document that could be changed"), INVALID_REQUEST
-        )
-    return compose.canonical(document)
 
 
 def is_empty(change: Change) -> bool:

@@ -7,8 +7,9 @@ import secrets
 from flask import Blueprint, Response, current_app, request
 
 from apps import diffs, evidence
-from apps.routes import allowlist, caller, service
+from apps.routes import allowlist, service
 from apps.schemas import AppsWanted
+from rest.access import caller
 from vmm import console
 from vmm.console import show
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from apps import answers, attestations, inside, offers, pages
+from apps import answers, attestations, guest_answers, inside, offers, pages
 from apps.changes import Changes
 from apps.cvms import Cvm
 from apps.deployments import Deployments
-from apps.routes import PREFIX, allowlist, caller, links, service, version
+from apps.host_answers import ImagesOfVersion
+from apps.routes import PREFIX, allowlist, links, service, version
 from apps.schemas import (
     Allowance,
     AllowanceOfCvm,
@@ -30,6 +31,7 @@ from apps.schemas import (
 )
 from apps.updates import Updates
 from apps.versions import promise_of
+from rest.access import caller
 from rest.blueprint import Blueprint
 from vmm.log_routes import has_left, lasting
 
@@ -104,10 +106,12 @@ def cvm(name: str) -> Any:
 
 @blueprint.post("/status/batch")
 @blueprint.arguments(StatusBatch)
-@blueprint.response(200, description="The status of each VM that the caller sees, by its uuid.")
+@blueprint.response(
+    200, answers.STATUSES, description="The status of each VM that the caller sees, by its uuid."
+)
 def status_batch(wanted: dict[str, Any]) -> Any:
     """Tells the status of many VMs at once."""
-    return pages.statuses(service(), caller(), wanted["vm_uuids"])
+    return jsonify(pages.statuses(service(), caller(), wanted["vm_uuids"]))
 
 
 @blueprint.patch("/cvms/instance-ids")
@@ -143,28 +147,30 @@ def state(wanted: dict[str, Any], name: str) -> Any:
 
 
 @blueprint.get("/cvms/<name>/composition")
-@blueprint.response(200, description="The containers, with links to their logs.")
+@blueprint.response(
+    200, guest_answers.Composition, description="The containers, with links to their logs."
+)
 def composition(name: str) -> Any:
     """Lists the containers of a VM."""
     return inside.composition(service().vms, found(name), links())
 
 
 @blueprint.get("/cvms/<name>/stats")
-@blueprint.response(200, description="Kernel, CPU, memory, load and disks.")
+@blueprint.response(200, guest_answers.Stats, description="Kernel, CPU, memory, load and disks.")
 def stats(name: str) -> Any:
     """Tells the load of a VM."""
     return inside.stats(service().vms, found(name))
 
 
 @blueprint.get("/cvms/<name>/network")
-@blueprint.response(200, description="Addresses.")
+@blueprint.response(200, guest_answers.Network, description="Addresses.")
 def network(name: str) -> Any:
     """Tells how a VM is reached."""
     return inside.network(service().vms, found(name))
 
 
 @blueprint.get("/cvms/<name>/attestation")
-@blueprint.response(200, answers.CvmAttestation, description="Certificates and measurements.")
+@blueprint.response(200, guest_answers.CvmAttestation, description="Certificates and measurements.")
 def attestation(name: str) -> Any:
     """Asks a VM's guest for its evidence."""
     cvm = found(name)
@@ -172,10 +178,10 @@ def attestation(name: str) -> Any:
 
 
 @blueprint.get("/cvms/<name>/compose_file")
-@blueprint.response(200, description="The app-compose document.")
+@blueprint.response(200, answers.DOCUMENT, description="The app-compose document.")
 def compose_file(name: str) -> Any:
     """Shows what a VM boots."""
-    return dict(found(name).compose)
+    return jsonify(found(name).compose)
 
 
 @blueprint.get("/cvms/<name>/docker-compose.yml")
@@ -193,14 +199,14 @@ def pre_launch_script(name: str) -> Response:
 
 
 @blueprint.get("/cvms/<name>/user_config")
-@blueprint.response(200, description="Host name and ssh keys.")
+@blueprint.response(200, guest_answers.UserConfig, description="Host name and ssh keys.")
 def user_config(name: str) -> Any:
     """Shows what the user config of a VM says."""
     return inside.user_config(found(name))
 
 
 @blueprint.get("/cvms/<name>/available-os-images")
-@blueprint.response(200, description="The images by version.")
+@blueprint.response(200, ImagesOfVersion(many=True), description="The images by version.")
 def available_images(name: str) -> Any:
     """Lists the OS images that a VM could be given."""
     return jsonify(offers.images_for(service().catalog, found(name)))

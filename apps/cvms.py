@@ -98,6 +98,12 @@ class Cvm:
         """The hash of the exact text, in hex."""
         return compose.compose_hash(self.row.compose_file.encode()).hex()
 
+    @property
+    def manifest_version(self) -> int | None:
+        """Which kind of document it is, where that is a number as it should be."""
+        value = self.compose.get("manifest_version")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
     def text(self, field: str) -> str | None:
         """A text of the document, or None."""
         value = self.compose.get(field)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from accounts.roles import Caller
-from apps import records
+from apps import documents, records
 from apps.catalog import Kms
 from apps.cvms import Cvm
 from apps.names import bare_app_id
@@ -43,13 +42,10 @@ from core.errors import (
 )
 from image.registry import Image
 from models.app import CvmProfile, Provision
-from rest import docker_compose
-from rest.docker_compose import PORTS_MOST
 from vmm.records import Owner
 from vmm.revisions import Cause
 from vmm.schemas import Configuration
 
-COMPOSE_LIMIT = 200 * 1024
 DEFAULT_SIZE = "tdx.small"
 
 
@@ -97,7 +93,9 @@ class Deployments:
         project_id = self.apps.accounts.home(caller)
         provision = self._promised(caller, project_id, given)
         if provision is None:
-            return self._made(caller, given)
+            if made := self._made(caller, given):
+                return made
+            raise _unknown_hash()
         wanted = provision.wanted
         self._check_name(project_id, wanted["name"])
         app_id = str(bare_app_id(given.app_id))
@@ -109,14 +107,11 @@ class Deployments:
             deployer=given.deployer_address,
             env_key=wanted["env_key"],
         )
-        try:
-            configuration = self._configuration(provision, app_id, sealed(given.encrypted_env))
-            owner = Owner(project_id, caller.user_id)
-            vm_id = self.make(owner, configuration, profile, promise=provision)
-        except BaseException:
-            if profile.vm_id:  # not somebody else's, who was faster
-                self._give_back(provision)
-            raise
+        configuration = self._configuration(provision, app_id, sealed(given.encrypted_env))
+        owner = Owner(project_id, caller.user_id)
+        vm_id = self.make(owner, configuration, profile, promise=provision)
+        with self.apps.database.writing() as session:
+            records.drop(session, provision)
         return self.apps.of(vm_id)
 
     # Making --------------------------------------------------------------------------------------
@@ -137,7 +132,7 @@ class Deployments:
             return self.apps.vms.create(
                 configuration,
                 owner,
-                published(configuration.compose_file),
+                documents.published(configuration.compose_file),
                 Cause(owner.user_id, str(uuid.uuid4()), operation),
                 lambda session, vm_id: records.note_made(session, vm_id, profile, promise),
             )
@@ -279,12 +274,9 @@ class Deployments:
         app = wanted.compose_file
         if not app.docker_compose_file:
             raise coded(Invalid("compose_file.docker_compose_file: is missing"), COMPOSE_MISSING)
-        check_compose(app.docker_compose_file, app.pre_launch_script)
-        text = compose.canonical(document_of(wanted))
-        try:
-            self.apps.vms.compose_hash(wanted.name, text)
-        except Invalid as error:
-            raise coded(error, COMPOSE_INVALID) from None
+        documents.check_compose(app.docker_compose_file, app.pre_launch_script)
+        text = compose.canonical(documents.of_deployment(wanted))
+        documents.check(self.apps.vms, wanted.name, text)
         return text
 
     # Promises ------------------------------------------------------------------------------------
@@ -334,19 +326,12 @@ class Deployments:
         with self.apps.database.writing() as session:
             records.add_provision(session, provision)
 
-    def _made(self, caller: Caller, given: Commitment) -> Cvm:
-        """The VM that a former commit made."""
+    def _made(self, caller: Caller, given: Commitment) -> Cvm | None:
+        """The VM that a former commit made, if it was the same."""
         ids = [row.id for row in self.apps.rows(caller, bare_app_id(given.app_id) or "")]
         cvms = self.apps.cvms(ids)
         compose_hash = _digits(given.compose_hash)
-        found = next((each for each in cvms if each.compose_hash == compose_hash), None)
-        if found is not None:
-            return found
-        if cvms:
-            raise coded(
-                Conflict("app_id: this app was made with another compose hash"), APP_ID_CONFLICT
-            )
-        raise _unknown_hash()
+        return next((each for each in cvms if each.compose_hash == compose_hash), None)
 
     def _promised(self, caller: Caller, project_id: str, given: Commitment) -> Provision | None:
         """The promise that is meant, or None when it was kept already or nothing was promised."""
@@ -359,7 +344,7 @@ class Deployments:
             raise Invalid.field("app_id", "must be 40 hex digits")
         fits = [each for each in waiting if each.app_id in (None, app_id)]
         if not fits:
-            if self.apps.rows(caller, app_id):
+            if self._made(caller, given):
                 return None
             raise coded(
                 Conflict("app_id: another one was promised for this compose hash"),
@@ -368,57 +353,6 @@ class Deployments:
             )
         # One that is for this very app goes before one for a contract yet to be named.
         return next((each for each in fits if each.app_id), fits[0])
-
-    def _give_back(self, provision: Provision) -> None:
-        """Promises again what a VM took that could not be started; nothing happens while it waits still."""
-        again = Provision(
-            **{
-                name: getattr(provision, name)
-                for name in ("project_id", "app_id", "compose_hash", "compose_file", "wanted")
-            },
-            created_ms=provision.created_ms,
-        )
-        with self.apps.database.writing() as session:
-            if not records.waits(session, provision):
-                records.add_provision(session, again)
-
-
-def document_of(wanted: Deployment) -> dict[str, Any]:
-    """The app-compose document of a deployment: what was asked for, and nothing else."""
-    app = wanted.compose_file
-    given = {name: value for name, value in asdict(app).items() if value is not None}
-    gateway = given.pop("tproxy_enabled", None)
-    if gateway is not None:
-        given.setdefault("gateway_enabled", gateway)
-    if not given.get("pre_launch_script"):
-        given.pop("pre_launch_script", None)
-    # A deployment that names a KMS, or has variables to unseal, wants keys of it.
-    if wanted.kms or wanted.kms_id or wanted.kms_contract or wanted.env_keys or app.allowed_envs:
-        given.setdefault("kms_enabled", True)
-    if wanted.env_keys is not None:
-        given.setdefault("allowed_envs", wanted.env_keys)
-    named = {"name": app.name or wanted.name}
-    return {"manifest_version": 2, "runner": "docker-compose", **given, **named}
-
-
-def check_compose(text: str | None, script: str | None) -> None:
-    """Refuses a docker-compose text that is no YAML mapping with services, or too large with its script."""
-    size = len((text or "").encode()) + len((script or "").encode())
-    if size > COMPOSE_LIMIT:
-        raise coded(
-            Invalid(
-                f"docker_compose_file and pre_launch_script: must have at most {COMPOSE_LIMIT} "
-                f"bytes together, these have {size}"
-            ),
-            COMPOSE_INVALID,
-        )
-    if text is None:
-        return
-    try:
-        docker_compose.check(text)
-    except Invalid as error:
-        reason = Invalid(f"docker_compose_file: {error.message}")
-        raise coded(reason, COMPOSE_INVALID) from None
 
 
 def check_room(apps: Apps, vcpu: int, memory_mb: int) -> None:
@@ -429,12 +363,6 @@ def check_room(apps: Apps, vcpu: int, memory_mb: int) -> None:
         raise coded(Conflict(f"vcpu: this host gives at most {most_vcpu}"), NO_VCPU)
     if memory_mb > most_memory:
         raise coded(Conflict(f"memory: this host gives at most {most_memory} MB"), NO_MEMORY)
-
-
-def published(app_compose: str) -> tuple[int, ...]:
-    """The guest's TCP ports that get a host port: those that its docker-compose text publishes."""
-    text = compose.document_of(app_compose).get("docker_compose_file")
-    return docker_compose.published(text)[:PORTS_MOST] if isinstance(text, str) else ()
 
 
 def sealed(encrypted_env: str | None) -> bytes:

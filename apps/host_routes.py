@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from apps import answers, offers
+from apps import host_answers as answers
+from apps import offers
+from apps.answers import KmsContracts
 from apps.contracts import Contracts
 from apps.pages import listing
-from apps.routes import PREFIX, allowlist, caller, service, version
+from apps.routes import PREFIX, allowlist, service, version
 from apps.schemas import ImagesQuery, KmsQuery, NextIdsQuery, Page, WorkspacesQuery
+from rest.access import caller
 from rest.blueprint import Blueprint
 
 blueprint = Blueprint(
@@ -27,7 +30,7 @@ def me() -> Any:
 
 @blueprint.get("/workspaces")
 @blueprint.arguments(WorkspacesQuery, location="query")
-@blueprint.response(200, description="All workspaces of the caller.")
+@blueprint.response(200, answers.Workspaces, description="All workspaces of the caller.")
 def workspaces(_: dict[str, Any]) -> Any:
     """Lists the caller's workspaces, which are projects."""
     found = offers.workspaces(service(), caller())
@@ -38,7 +41,7 @@ def workspaces(_: dict[str, Any]) -> Any:
 
 
 @blueprint.get("/workspaces/<slug>")
-@blueprint.response(200, description="The workspace.")
+@blueprint.response(200, answers.Workspace, description="The workspace.")
 def workspace(slug: str) -> Any:
     """Shows one workspace."""
     return offers.workspace(service(), caller(), slug)
@@ -46,7 +49,7 @@ def workspace(slug: str) -> Any:
 
 @blueprint.get("/workspaces/<slug>/nodes")
 @blueprint.arguments(Page, location="query")
-@blueprint.response(200, description="The nodes that it may use.")
+@blueprint.response(200, answers.NodeList, description="The nodes that it may use.")
 def workspace_nodes(wanted: dict[str, Any], slug: str) -> Any:
     """Lists the nodes of a workspace: this host."""
     offers.workspace(service(), caller(), slug)
@@ -54,7 +57,7 @@ def workspace_nodes(wanted: dict[str, Any], slug: str) -> Any:
 
 
 @blueprint.get("/workspaces/<slug>/quotas")
-@blueprint.response(200, description="What the host has, and what of it is free.")
+@blueprint.response(200, answers.Quotas, description="What the host has, and what of it is free.")
 def workspace_quotas(slug: str) -> Any:
     """Tells how much a workspace may still use."""
     return offers.quotas(service(), offers.workspace(service(), caller(), slug))
@@ -103,7 +106,7 @@ def kms_list(wanted: dict[str, Any]) -> Any:
 
 @blueprint.get("/kms/phala/next_app_id")
 @blueprint.arguments(NextIdsQuery, location="query")
-@blueprint.response(200, description="The ids, with the nonce that gives each.")
+@blueprint.response(200, answers.NextIds, description="The ids, with the nonce that gives each.")
 def next_app_ids(wanted: dict[str, Any]) -> Any:
     """Foretells the app ids that the key's workspace draws next."""
     home = service().accounts.home(caller())
@@ -113,7 +116,7 @@ def next_app_ids(wanted: dict[str, Any]) -> Any:
 
 @blueprint.get("/kms/on-chain/<chain>")
 @blueprint.response(
-    200, answers.KmsContracts, description="The contracts, and which device and images each allows."
+    200, KmsContracts, description="The contracts, and which device and images each allows."
 )
 def kms_on_chain(chain: str) -> Any:
     """Asks the KMS contracts of a chain about this host's device and images."""
@@ -128,7 +131,7 @@ def kms(name: str) -> Any:
 
 
 @blueprint.get("/kms/<name>/nodes")
-@blueprint.response(200, description="Where the KMS is reached.")
+@blueprint.response(200, answers.KmsNodes, description="Where the KMS is reached.")
 def kms_nodes(name: str) -> Any:
     """Lists the servers of a KMS: one."""
     found = offers.kms(service().catalog, name)

@@ -63,7 +63,7 @@ def composition(vms: Vms, cvm: Cvm, links: Links) -> Json:
         "is_public": is_public,
         "error": heard.error,
         "docker_compose_file": cvm.text("docker_compose_file"),
-        "manifest_version": _whole(cvm.compose.get("manifest_version")),
+        "manifest_version": cvm.manifest_version,
         "version": cvm.row.image_version,
         "runner": cvm.text("runner"),
         "features": cvm.features,
@@ -235,7 +235,3 @@ def fresh(before: str, now: str) -> str:
     known = before[-2000:]
     place = now.rfind(known)
     return now[place + len(known) :] if place >= 0 else now
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

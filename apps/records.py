@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, or_, select, update
+from sqlalchemy import Delete, Update, bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session, undefer
 
 from apps.refusals import HASH_UNKNOWN, coded
@@ -111,8 +111,12 @@ def users_named(session: Session, ids: Collection[str | None]) -> dict[str, str]
 
 
 def note_made(session: Session, vm_id: str, profile: CvmProfile, promise: Provision | None) -> None:
-    """Writes what a VM that is being made was asked to be, and takes the promise that it keeps, if any."""
-    _take(session, promise)
+    """Writes what a VM that is being made was asked to be, and takes the promise that it keeps, if any.
+
+    A promise waits again when the VM that took it is gone.
+    """
+    if promise is not None:
+        _claim(session, update(Provision).where(*_is(promise), _free()).values(taken_by=vm_id))
     profile.vm_id = vm_id
     session.merge(profile)
 
@@ -121,7 +125,8 @@ def note_changed(
     session: Session, vm_id: str, promise: Provision | None, *, has_new_size: bool
 ) -> None:
     """Takes the update that a VM is being given, if it waited; with a new size the name of the old one goes."""
-    _take(session, promise)
+    if promise is not None:
+        _claim(session, delete(Provision).where(*_is(promise)))
     if has_new_size:
         session.execute(
             update(CvmProfile)
@@ -193,6 +198,7 @@ def promised(session: Session, projects: Collection[str], compose_hash: str) -> 
             Provision.compose_hash == compose_hash,
             Provision.vm_id.is_(None),
             Provision.created_ms >= oldest,
+            _free(),
         )
         .order_by(Provision.id.desc())
         .options(undefer(Provision.compose_file))
@@ -207,22 +213,26 @@ def prepared(session: Session, vm_id: str) -> Provision | None:
     return session.scalar(asked.options(undefer(Provision.compose_file)))
 
 
-def waits(session: Session, provision: Provision) -> bool:
-    """Whether this very promise is there; its number may be another one's since it went."""
-    found = session.get(Provision, provision.id)
-    return found is not None and (found.project_id, found.created_ms, found.compose_hash) == (
-        provision.project_id,
-        provision.created_ms,
-        provision.compose_hash,
+def drop(session: Session, promise: Provision) -> None:
+    """Drops a promise whose VM is there."""
+    session.execute(
+        delete(Provision).where(*_is(promise)).execution_options(synchronize_session=False)
     )
 
 
-def _take(session: Session, promise: Provision | None) -> None:
+def _is(promise: Provision) -> list[Any]:
+    """This very promise: the number of one that is gone may be another one's."""
+    return [Provision.id == promise.id, Provision.created_ms == promise.created_ms]
+
+
+def _free() -> Any:
+    there = select(Vm.id).where(Vm.wished != "removed")
+    return or_(Provision.taken_by.is_(None), Provision.taken_by.not_in(there))
+
+
+def _claim(session: Session, asked: Update | Delete) -> None:
     """Takes a promise for one caller; NotFound with the interface's code when another one was faster."""
-    if promise is None:
-        return
-    same = (Provision.id == promise.id, Provision.created_ms == promise.created_ms)
-    if not met_row(session, delete(Provision).where(*same)):
+    if not met_row(session, asked):
         raise coded(
             NotFound("compose_hash: what waited under this hash was committed by somebody else"),
             HASH_UNKNOWN,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, current_app, g, jsonify, request
+from flask import Response, current_app, jsonify, request
 
-from accounts.roles import Caller
 from apps import allowlist as allowance
 from apps import answers, attestations, pages, refusals
 from apps.allowlist import Allowlist
+from apps.guest_answers import AppAttestation
 from apps.links import Links
 from apps.schemas import (
     Allowance,
@@ -21,6 +21,7 @@ from apps.schemas import (
 )
 from apps.service import Apps
 from apps.versions import Version, version_of
+from rest.access import caller
 from rest.blueprint import Blueprint
 
 PREFIX = "/api/v1"
@@ -42,12 +43,6 @@ def service() -> Apps:
 def allowlist() -> Allowlist:
     """The contracts of apps."""
     found: Allowlist = current_app.extensions["allowlist"]
-    return found
-
-
-def caller() -> Caller:
-    """Whoever makes the current request."""
-    found: Caller = g.caller
     return found
 
 
@@ -144,7 +139,7 @@ def revision(wanted: dict[str, Any], app_id: str, revision_id: str) -> Any:
 
 @blueprint.get("/apps/<app_id>/attestations")
 @blueprint.response(
-    200, answers.AppAttestation, description="What each guest says of itself, or why it does not."
+    200, AppAttestation, description="What each guest says of itself, or why it does not."
 )
 def app_attestations(app_id: str) -> Any:
     """Asks all guests of an app for their evidence at once."""

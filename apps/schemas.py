@@ -466,4 +466,8 @@ class Refusal(ma.Schema):
     details = fields.List(fields.Dict())
     suggestions = fields.List(fields.String())
     links = fields.List(fields.String())
-    detail = fields.Raw(metadata={"type": ["string", "array"]})
+    detail = fields.Raw(
+        metadata={
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
+        }
+    )

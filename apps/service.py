@@ -172,7 +172,7 @@ class Apps:
         return row.instance_type or self.catalog.size_of(row.vcpu, row.memory_mb)
 
     def _fits(self, wanted: AppsWanted, row: Any) -> bool:
-        search = wanted.search.lower()
+        search = bare_app_id(wanted.search) or wanted.search.lower()
         texts = (row.name, row.app_id, row.id, row.instance_id or "")
         return (
             (not search or any(search in text.lower() for text in texts))
@@ -240,8 +240,7 @@ class Apps:
     def _told(self, ids: list[str]) -> list[dict[str, Any]]:
         if not ids:  # no ids would mean all
             return []
-        found: list[dict[str, Any]] = self.vms.status(StatusQuery(ids=ids, brief=True))["vms"]
-        return found
+        return list(self.vms.status(StatusQuery(ids=ids, brief=True))["vms"])
 
     def is_wanted(self, row: Any, wanted: dict[str, Any]) -> bool:
         """Whether a VM's row fits the filters of the list of CVMs."""

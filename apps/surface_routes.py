@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from apps import cvm_routes, host_routes, log_routes, routes, schemas, update_routes
+from apps import answers, cvm_routes, host_routes, log_routes, routes, schemas, update_routes
 from apps.allowlist import Allowlist
 from apps.chains import Chains
 from apps.service import Apps
@@ -30,9 +30,11 @@ def register(app: Flask) -> None:
     service = Apps(app.extensions["vms"], app.extensions["accounts"])
     app.extensions["apps"] = service
     app.extensions["allowlist"] = Allowlist(service, Chains.of(service.config.apps.chains))
-    documents.register(
+    api = documents.register(
         app, "apps", "/api/v1/openapi.json", "Apps", NEWEST, ABOUT, BLUEPRINTS, schemas.Refusal
     )
+    # Of a mapping the views can name its form alone.
+    api.spec.components.schema("Status", schema=answers.Status)
     app.register_blueprint(routes.blueprint, name="bare_apps", url_prefix="/")
 
 

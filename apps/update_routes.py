@@ -10,7 +10,7 @@ from apps import answers
 from apps.changes import Changes
 from apps.cvm_routes import acted, found, updates
 from apps.deployments import Deployments
-from apps.routes import PREFIX, caller, links, service
+from apps.routes import PREFIX, links, service
 from apps.schemas import (
     CommitUpdate,
     ComposeChange,
@@ -25,6 +25,7 @@ from apps.schemas import (
 )
 from apps.versions import VERSIONS
 from core.errors import Invalid
+from rest.access import caller
 from rest.blueprint import Blueprint
 
 blueprint = Blueprint(
@@ -74,7 +75,7 @@ def pre_launch_script(proof: dict[str, str], name: str) -> Any:
 
 @blueprint.patch("/cvms/<name>/envs")
 @blueprint.arguments(EnvsPatch)
-@blueprint.response(202, description="It is under way.")
+@blueprint.response(202, answers.EnvsAccepted, description="It is under way.")
 def envs(wanted: dict[str, Any], name: str) -> Any:
     """Gives a VM other sealed variables."""
     cvm = found(name)
@@ -87,7 +88,9 @@ def envs(wanted: dict[str, Any], name: str) -> Any:
 
 @blueprint.patch("/cvms/<name>/visibility")
 @blueprint.arguments(VisibilityPatch)
-@blueprint.response(200, description="The VM, in the form of 2025-10-28.")
+@blueprint.response(
+    200, answers.CvmOfFirstVersion, description="The VM, in the form of 2025-10-28."
+)
 def visibility(wanted: dict[str, Any], name: str) -> Any:
     """Changes who may see what of a VM."""
     cvm = found(name)
@@ -120,7 +123,9 @@ def os_image(wanted: dict[str, Any], name: str) -> None:
 
 @blueprint.post("/cvms/<name>/compose_file/provision")
 @blueprint.arguments(ComposeChange)
-@blueprint.response(200, description="The compose hash that is to be committed.")
+@blueprint.response(
+    200, answers.ComposePrepared, description="The compose hash that is to be committed."
+)
 def provision_compose(wanted: CvmChange, name: str) -> Any:
     """Checks another compose document for a VM and keeps it."""
     return updates().prepare(found(name), wanted)

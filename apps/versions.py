@@ -250,7 +250,7 @@ def _action(cvm: Cvm) -> Json:
         "vcpu": cvm.row.vcpu,
         "memory": cvm.row.memory_mb,
         "disk_size": cvm.row.disk_gb,
-        "manifest_version": _whole(cvm.compose.get("manifest_version")),
+        "manifest_version": cvm.manifest_version,
         "version": cvm.row.image_version,
         "runner": cvm.text("runner"),
         "docker_compose_file": cvm.text("docker_compose_file"),
@@ -422,10 +422,6 @@ def _newer_detail(cvm: Cvm, links: Links) -> Json:
 
 def _digest(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _contract_of(kms: Kms) -> Json:

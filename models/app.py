@@ -68,6 +68,8 @@ class Provision(Base):
     # Promised to the client; None where the client names its contract.
     app_id: Mapped[str | None] = mapped_column(String(40))
     compose_hash: Mapped[str] = mapped_column(String(64))
+    # The VM that a deployment became.  No foreign key: it waits again when that VM could not be started and is gone.
+    taken_by: Mapped[str | None] = mapped_column(String(64))
     # What to make or change, as apps/schemas.py reads it.
     wanted: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_ms: Mapped[int] = mapped_column(index=True)

@@ -1,11 +1,20 @@
-"""Which calls of the REST surfaces anybody may make."""
+"""Who makes a call of the REST surfaces, and which calls anybody may make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from flask import g
+
+from accounts.roles import Caller
 from rest.blueprint import Blueprint
+
+
+def caller() -> Caller:
+    """Whoever makes the current request; never None in a view that is not public."""
+    found: Caller = g.caller
+    return found
 
 
 def public(view: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,8 +11,8 @@ from marshmallow import Schema, fields
 
 from runs.fields import Choice, Flag, Moment, Table, Text, Uuid, Whole
 from runs.lifecycle import MOVES, Kind
-from runs.planner import BACKEND, REGION
 from runs.resources import Resources
+from runs.sizes import BACKEND, REGION
 from runs.specs import FleetSpec, RunSpec
 
 
@@ -43,7 +43,7 @@ def words(**kwargs: Any) -> fields.Field[Any]:
 
 def nothing() -> fields.Field[Any]:
     """What there is none of here."""
-    return maybe(fields.Raw, metadata={"type": "null"})
+    return always(fields.Raw, metadata={"type": "null"})
 
 
 def none_of() -> fields.Field[Any]:
@@ -58,7 +58,7 @@ def state(kind: Kind) -> fields.Field[Any]:
 
 
 NOTHING = {"type": "null"}
-EMPTY = {"type": "array", "maxItems": 0}
+EMPTY = {"type": "array", "items": {}, "maxItems": 0}
 
 
 class Refusal(Schema):

@@ -9,9 +9,10 @@ from flask import Blueprint, Response, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from core.errors import Invalid
+from rest.access import caller
 from runs.fleets import ListQuery
 from runs.moments import microseconds
-from runs.routes import caller, service
+from runs.routes import service
 from runs.service import RunsQuery
 from runs.timeline import Query
 from vmm import console

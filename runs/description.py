@@ -12,9 +12,11 @@ from models.account import Member, Project, SshKey, User
 from models.event import Event
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
-from runs import lifecycle, planner, records, rolling, sealing
+from runs import lifecycle, records, rolling, sealing
+from runs.jobs import ide_url
 from runs.lifecycle import Kind, Status
 from runs.moments import maybe, of_ms, written
+from runs.sizes import BACKEND, REGION, offer, resources_of
 
 Answer = dict[str, Any]
 
@@ -67,8 +69,8 @@ def _member(row: Member, keys: Mapping[str, str]) -> Answer:
     }
 
 
-def fleet(row: Fleet) -> Answer:
-    """A fleet with the instances that are not gone."""
+def fleet(row: Fleet, hostname: str) -> Answer:
+    """A fleet with the instances that are not gone, which clients find at `hostname`."""
     return {
         "id": row.id,
         "name": row.name,
@@ -77,24 +79,24 @@ def fleet(row: Fleet) -> Answer:
         "created_at": written(row.created_us),
         "status": row.status,
         "status_message": row.status_message,
-        "instances": [instance(each, row) for each in records.live(row)],
+        "instances": [instance(each, row, hostname) for each in records.live(row)],
     }
 
 
-def instance(row: Instance, of: Fleet) -> Answer:
-    """An instance of a fleet."""
+def instance(row: Instance, of: Fleet, hostname: str) -> Answer:
+    """An instance of a fleet, which clients find at `hostname`."""
     is_busy = row.status == Status.BUSY
     return {
         "id": row.id,
         "project_name": of.project.name,
-        "backend": planner.BACKEND,
-        "instance_type": planner.resources_of(row.size),
+        "backend": BACKEND,
+        "instance_type": resources_of(row.size),
         "name": row.name,
         "fleet_id": of.id,
         "fleet_name": of.name,
         "instance_num": row.num,
         "job_name": None,
-        "hostname": None if row.vm_id is None else "127.0.0.1",
+        "hostname": None if row.vm_id is None else hostname,
         "status": row.status,
         "unreachable": row.unreachable,
         "health_status": "healthy",
@@ -102,7 +104,7 @@ def instance(row: Instance, of: Fleet) -> Answer:
         "termination_reason_message": row.termination_message,
         "created": written(row.created_us),
         "finished_at": maybe(row.finished_us),
-        "region": planner.REGION,
+        "region": REGION,
         "availability_zone": None,
         "price": row.size["price"],
         "total_blocks": 1,
@@ -178,7 +180,7 @@ def _job(row: Run, safe: Safe, submitted: Sequence[RunJob], submissions: int | N
 def _connection(row: Run) -> Answer:
     return {
         "ide_name": _IDES.get(row.spec["configuration"].get("ide") or ""),
-        "attached_ide_url": planner.ide_url(row.spec),
+        "attached_ide_url": ide_url(row.spec),
         "proxied_ide_url": None,
         "attached_ssh_command": ["ssh", row.name],
         "proxied_ssh_command": None,
@@ -253,15 +255,15 @@ def event(row: Event, gone_projects: set[str], gone_users: set[str]) -> Answer:
 def provisioning(size: Mapping[str, Any], instance_id: str, hostname: str) -> Answer:
     """What a client reads of the machine that a job is on; `ssh_port` comes with the VM."""
     return {
-        "backend": planner.BACKEND,
+        "backend": BACKEND,
         "base_backend": None,
-        "instance_type": planner.resources_of(dict(size)),
+        "instance_type": resources_of(dict(size)),
         "instance_id": instance_id,
         "hostname": hostname,
         "internal_ip": "127.0.0.1",
         "public_ip_enabled": False,
         "instance_network": None,
-        "region": planner.REGION,
+        "region": REGION,
         "availability_zone": None,
         "reservation": None,
         "price": size["price"],
@@ -283,7 +285,7 @@ def runtime(size: Mapping[str, Any], working_dir: str, username: str) -> Answer:
         "memory": None,
         "ports": {},
         "volume_names": [],
-        "offer": planner.offer(dict(size), "idle"),
+        "offer": offer(dict(size), "idle"),
         "working_dir": working_dir,
         "username": username,
     }

@@ -15,12 +15,12 @@ from accounts.keypairs import Safe
 from core.config import Config
 from models.fleet import Instance
 from models.run import RunJob
-from runs import planner, progress, records
+from runs import progress, records
 from runs.executor import Executor
 from runs.lifecycle import Reason, Status
-from runs.logs import Log
+from runs.logs import Log, log_of
 from runs.moments import now_us
-from runs.service import log_of, room_of
+from runs.sizes import room_of, sizes_of
 from vmm.service import Vms
 
 HOUR_S = 3600.0
@@ -53,7 +53,7 @@ class Desk:
         self.config: Config = vms.config
         self.database = vms.database
         self.safe = Safe.of(self.config.data_dir)
-        self.sizes = planner.sizes(self.config.offers, room_of(self.config))
+        self.sizes = sizes_of(self.config.offers, room_of(self.config))
         # What this process has told the executor.
         self.submitted: set[str] = set()
         self.stopped: dict[str, int | None] = {}

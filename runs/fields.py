@@ -335,7 +335,7 @@ class Environment(fields.Field[dict[str, Any]]):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.metadata = {"type": ["object", "array"], **self.metadata}
+        self.metadata = {"type": ["object", "array"], "items": {"type": "string"}, **self.metadata}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if isinstance(value, list):

@@ -6,10 +6,11 @@ from typing import Any
 
 from flask import jsonify
 
+from rest.access import caller
 from rest.blueprint import Blueprint
 from runs import answers, schemas
 from runs.fleets import ListQuery
-from runs.routes import caller, service
+from runs.routes import service
 
 blueprint = Blueprint("runs_fleets", __name__)
 PROJECT = "/api/project/<project_name>/fleets"

@@ -18,8 +18,8 @@ from runs import access, description, lifecycle, names, planner, records, refusa
 from runs.cursor import Cursor
 from runs.description import Answer
 from runs.lifecycle import Kind, Status
-from runs.planner import Size, Spec
-from runs.specs import NAME_RULE, check_size, is_name
+from runs.sizes import Size, candidates, offer
+from runs.specs import NAME_RULE, Spec, check_size, is_name
 
 # An offer list of a plan is cut here, its count is not.
 MAX_OFFERS = 50
@@ -43,10 +43,11 @@ class ListQuery:
 
 @dataclass(frozen=True)
 class Fleets:
-    """The fleets of one data directory, on a host that gives such sizes."""
+    """The fleets of one data directory, on a host that gives such sizes and that clients know as `hostname`."""
 
     database: Database
     sizes: Sequence[Size]
+    hostname: str
 
     def plan(self, caller: Caller, project_name: str, spec: Spec) -> Answer:
         """What applying a spec would do."""
@@ -62,8 +63,8 @@ class Fleets:
                 "user": caller.name,
                 "spec": spec,
                 "effective_spec": effective,
-                "current_resource": current and description.fleet(current),
-                "offers": [planner.offer(size.as_json()) for size in offers[:MAX_OFFERS]],
+                "current_resource": current and self._fleet(current),
+                "offers": [offer(size.as_json()) for size in offers[:MAX_OFFERS]],
                 "total_offers": len(offers),
                 "max_offer_price": max((size.price for size in offers), default=None),
                 "action": _action(current, effective),
@@ -84,12 +85,12 @@ class Fleets:
             effective = planner.effective_fleet(spec, self.sizes, name=name)
             row = records.fleet_named(session, project, name)
             if row is None:
-                return description.fleet(records.add_fleet(session, project, caller, effective))
+                return self._fleet(records.add_fleet(session, project, caller, effective))
             _check_update(row, effective, current, force)
             if row.spec != effective:
                 row.spec = effective
                 timeline.tell(session, "Fleet updated", timeline.of_fleet(row), by=caller)
-            return description.fleet(row)
+            return self._fleet(row)
 
     def get(
         self, caller: Caller, project_name: str, name: str | None, fleet_id: str | None
@@ -106,13 +107,13 @@ class Fleets:
                 raise Invalid("name or id must be specified")
             if row is None:
                 raise refusals.missing("Resource")
-            return description.fleet(row)
+            return self._fleet(row)
 
     def of_project(self, caller: Caller, project_name: str) -> list[Answer]:
         """The fleets of a project, the oldest first."""
         with self.database.reading() as session:
             project = access.project(session, caller, project_name)
-            return [description.fleet(row) for row in records.fleets_of(session, [project.id])]
+            return [self._fleet(row) for row in records.fleets_of(session, [project.id])]
 
     def search(self, caller: Caller, project_name: str | None, query: ListQuery) -> list[Answer]:
         """The fleets of the projects that a caller sees, or of one of them."""
@@ -121,7 +122,7 @@ class Fleets:
             if query.only_active:
                 asked = asked.where(Fleet.deleted.is_(False))
             rows = session.scalars(query.cursor.page(asked, Fleet.created_us, Fleet.id)).all()
-            return [description.fleet(row) for row in rows]
+            return [self._fleet(row) for row in rows]
 
     def instances(
         self,
@@ -146,7 +147,7 @@ class Fleets:
                 .unique()
                 .all()
             )
-            return [description.instance(row, row.fleet) for row in rows]
+            return [self._instance(row) for row in rows]
 
     def instance(self, caller: Caller, project_name: str, instance_id: str) -> Answer:
         """An instance by its id."""
@@ -155,7 +156,7 @@ class Fleets:
             row = session.get(Instance, instance_id)
             if row is None or row.fleet.project_id != project.id:
                 raise refusals.missing("Instance")
-            return description.instance(row, row.fleet)
+            return self._instance(row)
 
     def instance_numbered(
         self, caller: Caller, project_name: str, fleet_name: str, num: int
@@ -166,7 +167,7 @@ class Fleets:
             fleet = records.fleet_named(session, project, fleet_name)
             for row in records.live(fleet) if fleet else ():
                 if row.num == num:
-                    return description.instance(row, row.fleet)
+                    return self._instance(row)
             raise refusals.missing("Instance")
 
     def delete(self, caller: Caller, project_name: str, fleet_names: Iterable[str]) -> None:
@@ -194,6 +195,12 @@ class Fleets:
                     session, each, Status.TERMINATING, reason="terminated_by_user", by=caller
                 )
 
+    def _fleet(self, row: Fleet) -> Answer:
+        return description.fleet(row, self.hostname)
+
+    def _instance(self, row: Instance) -> Answer:
+        return description.instance(row, row.fleet, self.hostname)
+
 
 def fleet_sizes(spec: Spec, sizes: Sequence[Size]) -> list[Size]:
     """The sizes that an instance of a fleet may have, the best first."""
@@ -201,7 +208,7 @@ def fleet_sizes(spec: Spec, sizes: Sequence[Size]) -> list[Size]:
     resources = configuration["resources"]
     if resources is None:
         return list(sizes)
-    return planner.candidates(configuration, resources, sizes)
+    return candidates(configuration, resources, sizes)
 
 
 def _check(spec: Spec) -> None:

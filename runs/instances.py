@@ -22,6 +22,8 @@ from vmm.schemas import Configuration
 # An instance that could not be made is not made again at once.
 BACKOFF_US = 60_000_000
 SSH_PORT = 22
+# After how long an idle instance ends where nobody said.
+FLEET_IDLE_S = 3 * 24 * 3600
 
 
 class Instances:
@@ -191,4 +193,4 @@ def _idle_limit(instance: Instance) -> int:
     if instance.idle_duration_s is not None:
         return instance.idle_duration_s
     of_fleet = planner.merged(instance.fleet.spec)["idle_duration"]
-    return planner.FLEET_IDLE_S if of_fleet is None else int(of_fleet)
+    return FLEET_IDLE_S if of_fleet is None else int(of_fleet)

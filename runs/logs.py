@@ -29,6 +29,8 @@ RECORD_MAX = 32 * 1024
 # A page ends behind so many bytes even when more entries were asked for.
 PAGE_MAX = 1024 * 1024
 INDEX_EVERY = 256 * 1024
+# The folder of all output, below the data directory.
+LOGS = "run-logs"
 # What a file may have bytes at all.
 _MOST = 2**63 - 1
 _OVERHEAD = _HEADER.size + _FOOTER.size
@@ -185,6 +187,12 @@ class Log:
         for path in (self.path, self._index):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+
+
+def log_of(data_dir: Path, submission_id: str, *, diagnose: bool = False) -> Log:
+    """The log of a submission, or the runner's own one of it."""
+    kind = "diagnosis" if diagnose else "log"
+    return Log(data_dir / LOGS / submission_id[:2] / f"{submission_id}.{kind}")
 
 
 def empty_page(token: str | None, size: int = _MOST) -> Page:

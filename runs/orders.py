@@ -6,8 +6,9 @@ from sqlalchemy.orm import Session
 
 from accounts.keypairs import Safe
 from models.run import Run, RunJob
-from runs import planner, sealing
+from runs import sealing
 from runs.executor import JobOrder
+from runs.jobs import GUEST
 from runs.people import keys_of
 
 
@@ -21,7 +22,7 @@ def order_of(session: Session, run: Run, job: RunJob, safe: Safe, output_offset:
         submission_id=job.id,
         run_name=run.name,
         job_name=job.name,
-        image="" if image == planner.GUEST else image,
+        image="" if image == GUEST else image,
         command=tuple(spec["commands"]),
         entrypoint="",
         env=spec["env"] | environment(run, job),

@@ -12,9 +12,10 @@ from models.run import Run, RunJob
 from runs import description, names, planner, records, rolling
 from runs.fleets import fleet_sizes
 from runs.lifecycle import NO_FLEETS, Reason, Status
-from runs.planner import Size, Spec
 from runs.progress import end_job
 from runs.service import chosen_fleets
+from runs.sizes import Size, candidates, fits
+from runs.specs import Spec
 
 
 class Placed(Enum):
@@ -65,7 +66,7 @@ def _common(fleet: Fleet, job: RunJob, sizes: Sequence[Size]) -> list[Size]:
     wanted = planner.merged(job.run.spec)
     resources = job.spec["requirements"]["resources"]
     of_fleet = {size.name for size in fleet_sizes(fleet.spec, sizes)}
-    return [size for size in planner.candidates(wanted, resources, sizes) if size.name in of_fleet]
+    return [size for size in candidates(wanted, resources, sizes) if size.name in of_fleet]
 
 
 def _idle_instance(fleets: Sequence[Fleet], run: Run, job: RunJob) -> Instance | None:
@@ -84,7 +85,7 @@ def _fitting(fleets: Sequence[Fleet], run: Run, job: RunJob) -> list[Instance]:
         each
         for fleet in fleets
         for each in records.live(fleet)
-        if each.user_id in (None, run.user_id) and planner.fits(Size(**each.size), resources)
+        if each.user_id in (None, run.user_id) and fits(Size(**each.size), resources)
     ]
 
 

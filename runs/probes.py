@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from models.run import RunJob
@@ -17,7 +17,7 @@ from runs import records, sealing
 from runs.desk import Desk
 from runs.lifecycle import Status
 from runs.mishaps import Mishaps
-from runs.planner import Spec
+from runs.specs import Spec
 from vmm.network import Port
 
 # A port without probes is asked until it answers, so often, each time for so long.
@@ -34,6 +34,14 @@ class Asked:
     vm_id: str
     port: int
     probes: tuple[Spec, ...]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a replica stands: how often each probe has passed in a row, and whether it may be sent requests."""
+
+    streaks: list[int]
+    ready: bool
 
 
 class Prober:
@@ -85,25 +93,42 @@ class Prober:
     def _ask(self, job_id: str, asked: Asked, num: int | None) -> bool:
         """Asks once and notes what came of it; whether nothing is left to ask."""
         passed = self._passes(asked, num)
-        with self.desk.database.writing() as session:
-            job = records.job_with_run(session, job_id)
+        with self.desk.database.reading() as session:
+            job = session.get(RunJob, job_id)
             if job is None or job.status != Status.RUNNING:
                 return True
-            streaks = list(job.streaks or [0] * len(asked.probes))
-            if num is None:
-                if passed:
-                    records.note_probes(session, job, streaks, ready=True)
-                return passed
-            streaks[num] = streaks[num] + 1 if passed else 0
-            ready = all(map(_has_passed, asked.probes, streaks))
-            records.note_probes(session, job, streaks, ready=ready)
-            return _is_done(asked.probes[num], streaks[num])
+            before, after = standing(job), standing_after(asked.probes, job, num, passed)
+        if before != after:
+            self._note(asked, num, passed)
+        return passed if num is None else _is_done(asked.probes[num], after.streaks[num])
+
+    def _note(self, asked: Asked, num: int | None, passed: bool) -> None:
+        with self.desk.database.writing() as session:
+            job = records.job_with_run(session, asked.job_id)
+            if job is not None:
+                # Another probe may have written meanwhile.
+                after = standing_after(asked.probes, job, num, passed)
+                records.note_probes(session, job, after.streaks, ready=after.ready)
 
     def _passes(self, asked: Asked, num: int | None) -> bool:
         port = self.desk.vms.published(asked.vm_id).get(asked.port)
         if port is None:
             return False
         return answers(port) if num is None else succeeds(asked.probes[num], port)
+
+
+def standing(job: RunJob) -> Standing:
+    """How a replica stands by its row."""
+    return Standing(list(job.streaks or ()), job.ready)
+
+
+def standing_after(probes: Sequence[Spec], job: RunJob, num: int | None, passed: bool) -> Standing:
+    """How a replica stands once a probe (None: its port) was asked: a streak is counted as far as it is needed."""
+    streaks = list(job.streaks or [0] * len(probes))
+    if num is None:
+        return Standing(streaks, job.ready or passed)
+    streaks[num] = min(streaks[num] + 1, probes[num]["ready_after"]) if passed else 0
+    return Standing(streaks, all(map(_has_passed, probes, streaks)))
 
 
 def _has_passed(probe: Spec, streak: int) -> bool:

@@ -14,7 +14,7 @@ from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
 from runs import lifecycle
 from runs.lifecycle import Kind
-from runs.service import LOGS
+from runs.logs import LOGS
 
 DAY_US = 86_400_000_000
 # Rows that go in one transaction: others wait for it.

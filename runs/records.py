@@ -17,9 +17,11 @@ from models.base import met_row
 from models.fleet import Fleet, Instance
 from models.run import Run, RunJob
 from models.vm import Vm
-from runs import lifecycle, planner, sealing, timeline
+from runs import lifecycle, sealing, timeline
+from runs.jobs import counts, job_specs
 from runs.lifecycle import Kind, Reason, Status
 from runs.moments import now_us
+from runs.sizes import Size
 from runs.timeline import Target
 
 _KINDS: dict[type[Run | RunJob | Instance | Fleet], Kind] = {
@@ -198,9 +200,9 @@ def add_run(
     session.add(run)
     session.flush()
     timeline.tell(session, "Run submitted. Status: SUBMITTED", timeline.of_run(run), by=caller)
-    replicas, _ = planner.counts(spec)
+    replicas, _ = counts(spec)
     for replica_num in range(replicas):
-        for job_spec in planner.job_specs(spec, replica_num):
+        for job_spec in job_specs(spec, replica_num):
             submit_job(session, run, sealing.seal(job_spec, safe, run_id), 0, "run submission")
     session.flush()
     return run
@@ -348,7 +350,7 @@ def tell_instance(session: Session, message: str, instance: Instance, job: RunJo
 
 
 def add_instance(
-    session: Session, fleet: Fleet, num: int, size: planner.Size, idle_duration_s: int | None
+    session: Session, fleet: Fleet, num: int, size: Size, idle_duration_s: int | None
 ) -> Instance:
     """Makes an instance of a fleet; its VM comes later."""
     instance = Instance(

@@ -13,7 +13,7 @@ from runs import description, instances, lifecycle, progress, records
 from runs.desk import Desk
 from runs.executor import Stage
 from runs.lifecycle import Kind, Reason, Status
-from runs.service import log_of
+from runs.logs import log_of
 
 CONSOLE_LINES = 20
 

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from accounts.keypairs import Safe
 from models.run import Run, RunJob
-from runs import lifecycle, planner, records, sealing
+from runs import lifecycle, records, sealing
+from runs.jobs import counts, job_specs
 from runs.lifecycle import Kind, Reason, Status
 from runs.moments import now_us
-from runs.planner import Spec
+from runs.specs import Spec
 
 # More replicas than wanted while some are replaced.
 SURGE = 1
@@ -82,7 +83,7 @@ def step(run: Run, now: int) -> Step:
     live = [job for job in jobs if _is_live(job)]
     old = [job for job in live if job.deployment_num < run.deployment_num]
     may_add = not given_up(run) and now >= _next_try(run)
-    wanted, _ = planner.counts(run.spec)
+    wanted, _ = counts(run.spec)
     here = counted(run, jobs)
     if not old:
         missing = max(0, wanted - len(here)) if may_add else 0
@@ -110,7 +111,7 @@ def roll(session: Session, run: Run, safe: Safe) -> None:
 
 def spec_of(run: Run, replica_num: int, job_num: int, safe: Safe) -> Spec:
     """The sealed spec of a job as the run has it now."""
-    specs = planner.job_specs(sealing.unseal(run.spec, safe, run.id), replica_num)
+    specs = job_specs(sealing.unseal(run.spec, safe, run.id), replica_num)
     return sealing.seal(specs[job_num], safe, run.id)
 
 
@@ -129,7 +130,7 @@ def _is_as_wished(run: Run, job: RunJob, safe: Safe) -> bool:
     """Whether the run's configuration asks nothing else of a job; only that of a service can."""
     if not is_service(run):
         return True
-    wished = planner.job_specs(sealing.unseal(run.spec, safe, run.id), job.replica_num)
+    wished = job_specs(sealing.unseal(run.spec, safe, run.id), job.replica_num)
     return bool(sealing.unseal(job.spec, safe, run.id) == wished[job.job_num])
 
 

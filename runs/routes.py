@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, current_app, g, jsonify, request
+from flask import Response, current_app, jsonify, request
 
-from accounts.roles import Caller
 from core.errors import Unauthenticated
-from rest.access import public
+from rest.access import caller, public
 from rest.blueprint import Blueprint
 from runs import access, answers, refusals, schemas
 from runs.people import Page
@@ -22,12 +21,6 @@ projects = Blueprint("runs_projects", __name__, url_prefix="/api/projects")
 def service() -> Runs:
     """The service of this application."""
     found: Runs = current_app.extensions["runs"]
-    return found
-
-
-def caller() -> Caller:
-    """Who makes the request."""
-    found: Caller = g.caller
     return found
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from flask import jsonify
 
+from rest.access import caller
 from rest.blueprint import Blueprint
 from runs import answers, refusals, schemas
-from runs.routes import caller, service
+from runs.routes import service
 from runs.service import LogQuery, RunsQuery
 from runs.timeline import query_of
 

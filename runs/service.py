@@ -6,12 +6,8 @@ A verb writes the wish; runs/scheduler.py, in one process of the host, makes the
 from __future__ import annotations
 
 import base64
-import os
-import re
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -34,24 +30,24 @@ from runs import (
     planner,
     records,
     refusals,
+    rules,
     sealing,
     timeline,
 )
 from runs.cursor import Cursor
 from runs.description import Answer
 from runs.fleets import Fleets, fleet_sizes
+from runs.jobs import counts, job_specs
 from runs.lifecycle import Kind, Reason, Status
-from runs.logs import Log, empty_page
+from runs.logs import empty_page, log_of
 from runs.moments import written
 from runs.people import People
-from runs.planner import Room, Size, Spec
-from runs.specs import NAME_RULE, check_size, is_name
+from runs.sizes import Room, Size, candidates, fits, holds, offer, room_of, sizes_of
+from runs.specs import Spec
 
 DEFAULT_OFFERS = 50
-# The folder of all output, below the data directory.
-LOGS = "run-logs"
-# dstack's word for a value that the server keeps.
-_SECRET = re.compile(r"\$\{\{\s*secrets\.")
+# The image that stands for none: only offers are wanted, no registry is asked.
+SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -108,9 +104,10 @@ class Runs:
     def of(cls, config: Config, database: Database) -> Runs:
         """The runs of a configuration."""
         room = room_of(config)
-        sizes = planner.sizes(config.offers, room)
+        sizes = sizes_of(config.offers, room)
         people = People(database, Safe.of(config.data_dir))
-        return cls(config, database, room, sizes, people, Fleets(database, sizes))
+        fleets = Fleets(database, sizes, config.runs.hostname)
+        return cls(config, database, room, sizes, people, fleets)
 
     # Verbs -------------------------------------------------------------------------------------
 
@@ -124,7 +121,7 @@ class Runs:
         reverse: bool = False,
     ) -> Answer:
         """What applying a spec would do, and the offers for its jobs."""
-        check(spec)
+        rules.check(spec)
         self._make_pair(caller)
         with self.database.reading() as session:
             project = access.project(session, caller, project_name)
@@ -145,7 +142,7 @@ class Runs:
                         "total_offers": len(offers),
                         "max_price": max((each["price"] for each in offers), default=None),
                     }
-                    for job in planner.job_specs(effective, 0)
+                    for job in job_specs(effective, 0)
                 ],
                 "current_resource": current and self._shown(current),
                 "action": _action(current, effective, self.safe),
@@ -153,29 +150,29 @@ class Runs:
 
     def offers(self, session: Session, project: Project, spec: Spec) -> list[Answer]:
         """The offers for each job of a run: the instances of its fleets first, then sizes that the host has."""
-        configuration, (_, nodes) = planner.merged(spec), planner.counts(spec)
+        configuration, (_, nodes) = planner.merged(spec), counts(spec)
         resources = configuration["resources"]
-        fitting = planner.candidates(configuration, resources, self.sizes)
-        held = [size for size in fitting if planner.holds(self.room, size, nodes)]
+        fitting = candidates(configuration, resources, self.sizes)
+        held = [size for size in fitting if holds(self.room, size, nodes)]
         wanted = configuration["fleets"]
-        if wanted is None and configuration["image"] == planner.SCRATCH:
-            return [planner.offer(size.as_json()) for size in held]
+        if wanted is None and configuration["image"] == SCRATCH:
+            return [offer(size.as_json()) for size in held]
         fleets = chosen_fleets(session, project, spec)
         there = [
-            planner.offer(each.size, each.status)
+            offer(each.size, each.status)
             for fleet in fleets
             for each in records.live(fleet)
             if each.status in (Status.IDLE, Status.BUSY) and _fits(each, resources)
         ]
         allowed = {size.name for fleet in fleets for size in fleet_sizes(fleet.spec, self.sizes)}
         there.sort(key=lambda each: each["availability"] == "busy")
-        return there + [planner.offer(size.as_json()) for size in held if size.name in allowed]
+        return there + [offer(size.as_json()) for size in held if size.name in allowed]
 
     def apply(
         self, caller: Caller, project_name: str, spec: Spec, current: Answer | None, force: bool
     ) -> Answer:
         """Submits a run, or changes an active one where that is possible."""
-        check(spec)
+        rules.check(spec)
         self._make_pair(caller)
         with self.database.writing() as session:
             project = access.project(session, caller, project_name)
@@ -360,21 +357,6 @@ class Runs:
         return planner.effective(spec, self.sizes, name=name, public_key=key)
 
 
-def log_of(data_dir: Path, submission_id: str, *, diagnose: bool = False) -> Log:
-    """The log of a submission, or the runner's own one of it."""
-    kind = "diagnosis" if diagnose else "log"
-    return Log(data_dir / LOGS / submission_id[:2] / f"{submission_id}.{kind}")
-
-
-def room_of(config: Config) -> Room:
-    """What the VMs of runs can have of this host: what it has, or what its owner allows."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    return Room(
-        min(os.cpu_count() or 1, config.cvm.max_allocable_vcpu),
-        min(memory, config.cvm.max_allocable_memory_in_mb),
-    )
-
-
 def chosen_fleets(session: Session, project: Project, spec: Spec) -> list[Fleet]:
     """The fleets of a project that a run may use, those it names or all, whose template could hold it."""
     wanted = planner.merged(spec)["fleets"]
@@ -389,49 +371,8 @@ def chosen_fleets(session: Session, project: Project, spec: Spec) -> list[Fleet]
     return [fleet for fleet in active if fleet.name in own]
 
 
-def check(spec: Spec) -> None:
-    """Refuses what of a run's spec breaks a rule across fields, or is not done here."""
-    check_size(spec, "run_spec")
-    configuration = spec["configuration"]
-    for name in (spec["run_name"], configuration["name"]):
-        if name is not None and not is_name(name):
-            raise Invalid(NAME_RULE)
-    if (spec["repo_id"] is None) != (spec["repo_data"] is None):
-        raise Invalid("repo_id and repo_data must be set together or not at all")
-    if (spec["repo_data"] or {}).get("repo_type", "virtual") != "virtual":
-        raise refusals.unsupported("repositories")
-    profile = spec["profile"] or {}
-    for what, given in (
-        ("volumes", configuration["volumes"]),
-        ("repos", configuration["repos"]),
-        ("files", configuration["files"] or spec["file_archives"]),
-        ("groups", configuration.get("groups")),
-        ("docker", configuration["docker"]),
-        ("gateway", configuration.get("gateway")),
-        ("model", configuration.get("model")),
-        ("schedule", configuration["schedule"] or profile.get("schedule")),
-        ("instances", configuration["instances"] or profile.get("instances")),
-    ):
-        if given:
-            raise refusals.unsupported(what)
-    unset = [name for name, value in configuration["env"].items() if not isinstance(value, str)]
-    if unset:
-        raise Invalid(f"env: {', '.join(unset)} must be given a value")
-    texts = [*configuration["env"].values(), *(configuration["registry_auth"] or {}).values()]
-    if any(_SECRET.search(text) for text in texts):
-        # They would reach the job, or a registry, as they are written.
-        raise refusals.unsupported("secrets")
-    try:
-        shlex.split(configuration["entrypoint"] or "")
-    except ValueError as error:
-        raise Invalid(f"entrypoint: {error}; quote it as for a shell") from None
-    working_dir = configuration["working_dir"]
-    if working_dir is not None and not working_dir.startswith("/"):
-        raise Invalid("working_dir must be an absolute path")
-
-
 def _fits(instance: Instance, resources: Spec) -> bool:
-    return planner.fits(Size(**instance.size), resources)
+    return fits(Size(**instance.size), resources)
 
 
 def _action(current: Run | None, effective: Spec, safe: Safe) -> str:

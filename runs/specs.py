@@ -37,6 +37,9 @@ from runs.fields import (
 from runs.profiles import BACKENDS, NamedProfile, Retry, RetryRule
 from runs.resources import Resources
 
+# A spec, or a part of one, in its canonical form.
+Spec = dict[str, Any]
+
 # Bytes of JSON: each of a run's jobs carries a copy.
 MAX_SPEC = 256 * 1024
 

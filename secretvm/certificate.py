@@ -83,3 +83,11 @@ def _matches(name: str, host: str) -> bool:
         return name == host
     # A star stands for one label, the first.
     return host.partition(".")[2] == name[2:]
+
+
+def key_of(pem: bytes) -> bytes | None:
+    """The public key (DER) of the first certificate in a text, or None."""
+    try:
+        return spki(x509.load_pem_x509_certificates(pem)[0])
+    except (ValueError, x509.InvalidVersion, Upstream):
+        return None

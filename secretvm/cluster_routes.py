@@ -6,11 +6,12 @@ from flask import Response, request
 
 from accounts import limits
 from models.cluster import Cluster
+from rest.access import caller
 from rest.blueprint import Blueprint
 from secretvm import cluster_object, cluster_schemas, schemas
 from secretvm.cluster_shape import Shape
 from secretvm.clusters import Clusters
-from secretvm.routes import BODY_LIMIT, answer, caller, refuses, secret_vms
+from secretvm.routes import BODY_LIMIT, answer, refuses, secret_vms
 from secretvm.wanted import Wanted
 
 blueprint = Blueprint(

@@ -14,7 +14,6 @@ from sqlalchemy import select
 from accounts.roles import Caller
 from attest import compose
 from core import faults, proc
-from core.config import Config
 from core.errors import Conflict, Invalid, NotFound, Unavailable
 from models.base import Database
 from models.cluster import Cluster, ClusterNode, ClusterPlan
@@ -36,11 +35,6 @@ class Clusters:
     """The clusters of one data directory."""
 
     svms: SecretVms
-
-    @property
-    def config(self) -> Config:
-        """The configuration of the service."""
-        return self.svms.config
 
     @property
     def database(self) -> Database:
@@ -66,7 +60,7 @@ class Clusters:
         with self.database.writing() as session:
             cluster_records.check_name(session, owner.project_id, asked.name)
             cluster = cluster_records.new_cluster(
-                session, self.config, owner, shape, prepared, hashed
+                session, self.svms.config, owner, shape, prepared, hashed
             )
             plan = cluster_records.add_plan(session, cluster, prepared)
             for index in range(shape.count):

@@ -6,10 +6,11 @@ from flask import Blueprint, Response, current_app, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from core.errors import CasemateError, status_of
+from rest.access import caller
 from secretvm import cluster_object, pricing, proof, sizes, templates
 from secretvm.clusters import Clusters
 from secretvm.proof import REGISTERS, Asked
-from secretvm.routes import caller, secret_vms
+from secretvm.routes import secret_vms
 from secretvm.verify_routes import MULTIPART_LIMIT
 from vmm import console
 from vmm.console import show

@@ -170,6 +170,11 @@ class Quotes:
                 pass
         return verify.claim_of(raw, read)
 
+    def parse_text(self, text: str, now: int) -> Parsed:
+        """A quote or, by its size, a report, in hex or base64."""
+        raw = read_bytes("quote", text)
+        return self.parse_sev(raw, now) if len(raw) == snp.SIZE else self.parse(raw, now)
+
     def parse_sev(
         self, raw: bytes, now: int, model: str = "", given: SnpCollateral | None = None
     ) -> Parsed:

@@ -15,9 +15,8 @@ from flask import Response, current_app, g, request
 from accounts import agents
 from accounts.agents import Signature
 from accounts.credentials import Credentials
-from accounts.roles import Caller
 from core.errors import Invalid, Unauthenticated, Unsupported
-from rest.access import is_signable, public, signable
+from rest.access import caller, is_signable, public, signable
 from rest.blueprint import Blueprint
 from secretvm import pricing, schemas, templates
 from secretvm.people import People
@@ -53,12 +52,6 @@ def refuses(*statuses: int) -> Callable[[Any], Any]:
 def secret_vms() -> SecretVms:
     """The verbs on VMs."""
     found: SecretVms = current_app.extensions["secret_vms"]
-    return found
-
-
-def caller() -> Caller:
-    """Whoever makes the request; never None in a view that is not public."""
-    found: Caller = g.caller
     return found
 
 

@@ -11,10 +11,9 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from accounts.roles import Caller, ProjectRole
@@ -34,35 +33,34 @@ from core.errors import (
 )
 from core.messages import GuestText
 from image import registry
-from models.account import Member, Project, User
 from models.base import Database
 from models.job import Job
-from models.port import PortLease
 from models.secretvm import SecretVm
 from models.vm import Vm
-from secretvm import billing, document, jobs, names, registration, sizes, vm_object, wanted
+from secretvm import (
+    billing,
+    document,
+    jobs,
+    names,
+    registration,
+    sizes,
+    vm_object,
+    vm_records,
+    wanted,
+)
 from secretvm.secrets import Keys
-from secretvm.vm_object import Flags, Row, Team
+from secretvm.vm_object import Row
 from secretvm.wanted import Prepared, Wanted
 from vmm.records import Owner
 from vmm.revisions import Cause
 from vmm.schemas import Change, Configuration
 from vmm.service import Vms
 
-UPDATE = "vm.update"
 # A KMS that does not answer costs a caller this long and no longer (secretvm.md section 3).
 KMS_S = 5.0
 GUEST_S = 5.0
 LOG_LINES = 1000
 LOG_LINES_MOST = 10_000
-
-_LONG = ("encrypted_env", "user_config")
-_VMS = [column for column in Vm.__table__.c if column.name not in _LONG]
-_SECRET = list(SecretVm.__table__.c)
-_ROWS = select(*_VMS, *(column.label(f"secret_{column.name}") for column in _SECRET)).outerjoin(
-    SecretVm.__table__, SecretVm.__table__.c.vm_id == Vm.__table__.c.id
-)
-_NEWEST_FIRST = (Vm.created_ms.desc(), Vm.id)
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ class SecretVms:
             configuration,
             owner,
             publish=(*prepared.publish, *publish),
-            beside=lambda session, vm_id: _keep(session, vm_id, kept, cluster),
+            beside=lambda session, vm_id: vm_records.add(session, vm_id, kept, cluster),
         )
 
     def changed(self, before: Prepared, asked: Wanted) -> Prepared:
@@ -156,19 +154,7 @@ class SecretVms:
 
     def prepared(self, vm_id: str) -> Prepared:
         """A VM as it is, but for what is sealed or large: empty there means that it stays."""
-        row = self.row(vm_id)
-        secret = row.secret
-        return Prepared(
-            app_id=row.vm.app_id,
-            app_compose=row.vm.compose_file,
-            encrypted_env=b"",
-            user_config="",
-            vm_type=secret.vm_type if secret else "",
-            name=vm_object.name_of(row),
-            flags=Flags.read(secret.flags) if secret else Flags(),
-            registration=secret.registration if secret else None,
-            publish=tuple(port.vm_port for port in row.ports if port.own) if secret else (),
-        )
+        return vm_records.prepared(self.row(vm_id))
 
     def apply(
         self,
@@ -177,16 +163,19 @@ class SecretVms:
         by: str | None,
         *,
         publish: Sequence[int] = (),
+        before: Prepared | None = None,
         beside: Callable[[Session], None] = lambda session: None,
     ) -> None:
-        """Makes a VM boot what was prepared at its next start; `beside` adds to the same transaction."""
+        """Makes a VM boot what was prepared at its next start; `beside` adds to the same transaction.
+
+        Conflict if the VM is not any more what was prepared from, `before`.
+        """
 
         def keep(session: Session) -> None:
-            secret = session.get(SecretVm, vm_id)
-            if secret is not None:
-                secret.name, secret.registration = prepared.name, _plain(prepared.registration)
-                secret.flags = wanted.kept_flags(prepared.flags)
             beside(session)
+            if before is not None:
+                self._check_unchanged(session, vm_id, before)
+            vm_records.change(session, vm_id, prepared)
 
         change = Change(
             id=vm_id,
@@ -198,13 +187,17 @@ class SecretVms:
         self.vms.update(change, publish=ports or None, cause=Cause(by), beside=keep)
 
     def launch(self, caller: Caller, vm_id: str, asked: Wanted) -> None:
-        """Starts a created or stopped VM, after changing what was given; Invalid when it runs."""
+        """Starts a created or stopped VM, after changing what was given.
+
+        Invalid when it runs, Conflict when it was changed meanwhile.
+        """
         row = self.row(vm_id)
         if row.word not in ("stopped", "exited"):
             raise Invalid(f"vm: is {vm_object.status_of(row)}; stop it before it is launched anew")
         self._check_balance(row)
         if asked != Wanted():
-            self.apply(vm_id, self.changed(self.prepared(vm_id), asked), caller.user_id)
+            before = self.prepared(vm_id)
+            self.apply(vm_id, self.changed(before, asked), caller.user_id, before=before)
         self.vms.start(vm_id)
 
     def start(self, vm_id: str) -> None:
@@ -246,18 +239,19 @@ class SecretVms:
     def update_later(self, caller: Caller, row: Row, asked: Wanted) -> str:
         """Changes a VM now and restarts it in a job, if it runs; the job's id.
 
-        Conflict when another update holds it.
+        Conflict when another update holds it, or has changed it meanwhile.
         """
         vm_id, job_id = str(row.vm.id), str(uuid.uuid4())
         argument = {"vm_id": vm_id, "restart": row.word in ("running", "starting")}
 
         def hold(session: Session) -> None:
-            if vm_id in jobs.held_vms(session, UPDATE):
+            if vm_id in jobs.held_vms(session, vm_records.UPDATE):
                 raise Conflict("vm: another update of this VM is under way")
-            jobs.enqueue(session, UPDATE, row.vm.project_id, argument, vm_id, job_id)
+            jobs.enqueue(session, vm_records.UPDATE, row.vm.project_id, argument, vm_id, job_id)
 
-        prepared = self.changed(self.prepared(vm_id), asked)
-        self.apply(vm_id, prepared, caller.user_id, beside=hold)
+        before = self.prepared(vm_id)
+        after = self.changed(before, asked)
+        self.apply(vm_id, after, caller.user_id, before=before, beside=hold)
         return job_id
 
     def batch(self, caller: Caller, verb: str, ids: Iterable[str]) -> list[dict[str, str]]:
@@ -315,13 +309,13 @@ class SecretVms:
         self, project_ids: Collection[str] | None, *, cluster_id: str | None = None
     ) -> list[Row]:
         """The VMs of some projects (None: of all), or of one cluster, newest first."""
-        asked = _ROWS.where(Vm.wished != "removed").order_by(*_NEWEST_FIRST)
+        conditions: list[ColumnElement[bool]] = []
         if project_ids is not None:
-            asked = asked.where(Vm.project_id.in_(project_ids))
+            conditions.append(Vm.project_id.in_(project_ids))
         if cluster_id is not None:
-            asked = asked.where(SecretVm.cluster_id == cluster_id)
+            conditions.append(SecretVm.cluster_id == cluster_id)
         with self.database.reading() as session:
-            return self._filled(session, session.execute(asked).all())
+            return vm_records.read(session, self.vms.word, *conditions)
 
     def latest_artifacts(self, caller: Caller) -> str:
         """The newest image version among the caller's VMs; NotFound without any."""
@@ -364,14 +358,15 @@ class SecretVms:
 
     def unquoted(self) -> list[Row]:
         """The running VMs of this interface whose guest has not given a quote since its start."""
-        asked = _ROWS.where(
+        lately = func.coalesce(SecretVm.quoted_ms, 0)
+        conditions = (
             Vm.wished == "running",
             Vm.observed == "alive",
             SecretVm.vm_id.is_not(None),
-            func.coalesce(SecretVm.quoted_ms, 0) < Vm.started_ms,
+            lately < Vm.started_ms,
         )
         with self.database.reading() as session:
-            return self._filled(session, session.execute(asked).all())
+            return vm_records.read(session, self.vms.word, *conditions)
 
     def note_quote(self, vm_id: str) -> None:
         """Notes that the guest of a VM has given a quote now."""
@@ -407,30 +402,17 @@ class SecretVms:
 
     def _one(self, is_it: Any, given: str) -> Row:
         with self.database.reading() as session:
-            found = session.execute(_ROWS.where(is_it, Vm.wished != "removed")).all()
-            if not found:
-                raise _missing(given)
-            return self._filled(session, found)[0]
+            return self._read(session, is_it, given)
 
-    def _filled(self, session: Session, found: Sequence[Any]) -> list[Row]:
-        plain = [_split(row._mapping) for row in found]
-        ids = [vm.id for vm, _ in plain]
-        ports = _ports(session, ids)
-        teams = _teams(session, {vm.project_id for vm, _ in plain})
-        users = _users(session, {vm.user_id for vm, _ in plain})
-        held = jobs.held_vms(session, UPDATE)
-        return [
-            Row(
-                vm,
-                secret,
-                self.vms.word(vm),
-                vm.id in held,
-                ports.get(vm.id, ()),
-                teams.get(vm.project_id),
-                users.get(vm.user_id),
-            )
-            for vm, secret in plain
-        ]
+    def _read(self, session: Session, is_it: Any, given: str) -> Row:
+        found = vm_records.read(session, self.vms.word, is_it)
+        if not found:
+            raise _missing(given)
+        return found[0]
+
+    def _check_unchanged(self, session: Session, vm_id: str, before: Prepared) -> None:
+        if vm_records.prepared(self._read(session, Vm.id == vm_id, vm_id)) != before:
+            raise Conflict("vm: was changed meanwhile; look at it and ask again")
 
     def _check_balance(self, row: Row) -> None:
         if row.word in ("running", "starting"):
@@ -460,64 +442,10 @@ class SecretVms:
         return bytes(told["public_key"])
 
 
-def _keep(
-    session: Session, vm_id: str, prepared: Prepared, cluster: tuple[str, str] | None
-) -> None:
-    cluster_id, cluster_name = cluster or (None, None)
-    session.add(
-        SecretVm(
-            vm_id=vm_id,
-            name=prepared.name,
-            vm_type=prepared.vm_type,
-            domain=prepared.flags.custom_domain,
-            flags=wanted.kept_flags(prepared.flags),
-            registration=_plain(prepared.registration),
-            cluster_id=cluster_id,
-            cluster_name=cluster_name,
-        )
-    )
-
-
 def _missing(given: str) -> NotFound:
     return NotFound(f"VM {given[:64]} not found")
-
-
-def _split(row: Mapping[str, Any]) -> tuple[SimpleNamespace, SimpleNamespace | None]:
-    vm = SimpleNamespace(**{c.name: row[c.name] for c in _VMS})
-    secret = SimpleNamespace(**{c.name: row[f"secret_{c.name}"] for c in _SECRET})
-    return vm, secret if secret.vm_id is not None else None
-
-
-def _ports(session: Session, ids: Sequence[str]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    table = PortLease.__table__
-    for first in range(0, len(ids), 10_000):  # SQLite takes 32,766 values in one statement
-        some = ids[first : first + 10_000]
-        asked = select(table).where(table.c.vm_id.in_(some)).order_by(table.c.position)
-        for lease in session.execute(asked):
-            found.setdefault(lease.vm_id, []).append(lease)
-    return found
-
-
-def _teams(session: Session, project_ids: Collection[str]) -> dict[str, Team]:
-    counted = (
-        select(Project.id, Project.name, func.count(Member.id))
-        .join(Member, Member.project_id == Project.id)
-        .where(Project.id.in_(project_ids))
-        .group_by(Project.id)
-    )
-    return {id_: Team(id_, name, count > 1) for id_, name, count in session.execute(counted)}
-
-
-def _users(session: Session, user_ids: Collection[str | None]) -> dict[str | None, str]:
-    asked = select(User.id, User.name).where(User.id.in_([each for each in user_ids if each]))
-    return {id_: name for id_, name in session.execute(asked)}
 
 
 def _role(roles: Mapping[str, ProjectRole], caller: Caller, project_id: str) -> str | None:
     role = roles.get(project_id)
     return str(role) if role else ("admin" if caller.is_operator else None)
-
-
-def _plain(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if given is None else dict(given)

@@ -11,8 +11,9 @@ from accounts.service import Accounts
 from core.errors import Invalid, NotFound, UpstreamTimeout
 from secretvm import vm_object
 from secretvm.jobs import Work, kind
-from secretvm.service import UPDATE, SecretVms
+from secretvm.service import SecretVms
 from secretvm.vm_object import Row
+from secretvm.vm_records import UPDATE
 
 # How long a guest may take to give its first quote (secretvm.md section 3, skip_attest).
 QUOTE_S = 600.0

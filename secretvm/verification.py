@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from core.config import Config
 from core.outbound import Outbound, Reach
 from secretvm.builds import Builds
+from secretvm.gateway import Gateways
 from secretvm.live import Live
 from secretvm.quotes import Quotes
 from verify.service import Verifier
@@ -22,14 +23,15 @@ class Verification:
     builds: Builds
     quotes: Quotes
     live: Live
+    gateways: Gateways
 
     @classmethod
     def of(cls, config: Config, verifier: Verifier, acpi: tuple[bytes, ...] = ()) -> Verification:
         """The verification of a service; `acpi` are the digests that its simulated VMs measure."""
         builds = Builds.of(config, acpi)
         quotes = Quotes(verifier, config.attestation.known_machines)
-        live = Live(Outbound(reach(config)), quotes, builds)
-        return cls(builds, quotes, live)
+        outbound = Outbound(reach(config))
+        return cls(builds, quotes, Live(outbound, quotes, builds), Gateways(outbound, quotes))
 
     @staticmethod
     def now() -> int:

@@ -11,7 +11,7 @@ from rest.access import public
 from rest.blueprint import Blueprint
 from secretvm import verify_answers
 from secretvm import verify_schemas as schemas
-from secretvm.live import GATEWAY_PORT
+from secretvm.gateway import GATEWAY_PORT
 from secretvm.quotes import read_bytes
 from secretvm.routes import refuses
 from secretvm.verification import Verification
@@ -103,7 +103,7 @@ def quote_parse_sev(given: Mapping[str, Any]) -> dict[str, object]:
 def gateway_attestation(given: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a domain's TLS ends inside of an attested gateway."""
     port = given.get("port", GATEWAY_PORT)
-    return _verification().live.check_gateway(schemas.host(given), port, given["includeCrtSh"])
+    return _verification().gateways.check(schemas.host(given), port, given["includeCrtSh"])
 
 
 @blueprint.get("/secretvm-cert-check")

@@ -10,9 +10,9 @@ from flask import Response, g, request
 
 from accounts import limits
 from core.errors import Invalid, NotFound
-from rest.access import public, signable
+from rest.access import caller, public, signable
 from secretvm import registration, schemas, sizes, templates, vm_object
-from secretvm.routes import answer, blueprint, caller, refuses, secret_vms
+from secretvm.routes import answer, blueprint, refuses, secret_vms
 from secretvm.vm_object import Row
 from secretvm.wanted import Wanted, for_agent
 

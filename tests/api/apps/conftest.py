@@ -159,7 +159,13 @@ def kms_url(kms_key: X25519PrivateKey) -> Iterator[str]:
 
 
 @pytest.fixture
-def config(config: Config, kms_url: str, contract: Contract) -> Config:
+def chain_s() -> int:
+    """How long a chain may take; on a busy machine an answer takes its time."""
+    return 10
+
+
+@pytest.fixture
+def config(config: Config, kms_url: str, contract: Contract, chain_s: int) -> Config:
     """An off-chain entry and one on chain 31337."""
     entries = (
         KmsEntryConfig("main", "phala", kms_url, ("https://10.0.2.2:1",)),
@@ -167,7 +173,7 @@ def config(config: Config, kms_url: str, contract: Contract) -> Config:
             "chain", "ethereum", kms_url, ("https://10.0.2.2:2",), 31337, "0x" + "aa" * 20
         ),
     )
-    chains = (ChainConfig(31337, "anvil", contract.url, timeout_s=1),)
+    chains = (ChainConfig(31337, "anvil", contract.url, timeout_s=chain_s),)
     return replace(config, apps=AppsConfig(node_name="attic", kms=entries, chains=chains))
 
 

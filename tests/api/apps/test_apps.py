@@ -96,6 +96,7 @@ def test_pages_and_filters(ann: Api) -> None:
         ("search=SECOND", ["second-app"]),
         ("search=%25", []),
         ("search=" + page["dstack_apps"][0]["app_id"][3:20], ["first-app"]),
+        ("search=app_" + page["dstack_apps"][0]["app_id"], ["first-app"]),  # as phala prints it
         ("status=stopped", ["second-app"]),
         ("status=stopped&status=running&search=app", names(ann.get("/apps"))),
         ("listed=true", ["third-app"]),

@@ -14,7 +14,6 @@ from flask import Flask
 from sqlalchemy import select
 
 from apps import records
-from apps.deployments import Deployments
 from models.app import Provision
 from models.base import Database
 from models.vm import Vm
@@ -146,6 +145,18 @@ def test_a_commit_that_was_not_promised_is_refused(ann: Api, bob: Api) -> None:
         assert "detail" not in refused
 
 
+def test_a_commit_for_an_app_that_is_there_needs_a_promise_of_its_own(ann: Api) -> None:
+    first = ann.provision()
+    app = {"app_id": first["app_id"]}
+    ann.post("/cvms", app | {"compose_hash": first["compose_hash"]})
+    second = ann.provision(name="other-app", compose_file={"docker_compose_file": COMPOSE + "#\n"})
+
+    unknown = ann.post("/cvms", app | {"compose_hash": "00" * 32}, 466)
+    others = ann.post("/cvms", app | {"compose_hash": second["compose_hash"]}, 409)
+
+    assert (unknown["error_code"], others["error_code"]) == ("ERR-01-006", "ERR-03-007")
+
+
 def test_a_promise_ends_after_fourteen_days(ann: Api, database: Database) -> None:
     promise = ann.provision()
     with database.writing() as session:
@@ -181,7 +192,39 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-@pytest.mark.parametrize("point", ["create.checked", "create.leased", "create.committed"])
+def test_a_kill_after_a_start_that_failed_leaves_the_promise(
+    ann: Api, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise = ann.provision()
+    given = {k: promise[k] for k in ("app_id", "compose_hash")}
+    run_path, forget = app.extensions["vms"].config.run_path, Vms._forget
+    rows.behave(run_path, fail="no such machine")
+
+    def die(vms: Vms, vm_id: str) -> None:
+        forget(vms, vm_id)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Vms, "_forget", die)
+        ann.post("/cvms", given)
+    rows.behave(run_path)
+
+    assert ann.post("/cvms", given)["status"] == "running"
+
+
+def test_a_vm_that_is_removed_again_takes_its_promise_with_it(ann: Api) -> None:
+    promise = ann.provision()
+    given = {k: promise[k] for k in ("app_id", "compose_hash")}
+    made = ann.post("/cvms", given)
+
+    ann.ask("DELETE", f"/cvms/{made['vm_uuid']}")
+
+    assert ann.post("/cvms", given, 466)["error_code"] == "ERR-01-006"
+
+
+@pytest.mark.parametrize(
+    "point", ["create.checked", "create.leased", "create.committed", "create.unanswered"]
+)
 def test_a_kill_loses_neither_the_promise_nor_what_a_vm_was_asked_to_be(
     ann: Api, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -194,7 +237,6 @@ def test_a_kill_loses_neither_the_promise_nor_what_a_vm_was_asked_to_be(
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr("core.faults.point", die)
-        patched.setattr(Deployments, "_give_back", lambda *_: None)  # nobody is left to do that
         ann.post("/cvms", given)
     made = ann.post("/cvms", given)
 

@@ -115,7 +115,7 @@ class Host:
     def end(self) -> None:
         """Ends the scheduler as a restart does."""
         self.scheduler.stop()
-        self.scheduler.thread.join(10)
+        self.scheduler.thread.join(60)
         # What it was about to make is made before the folder goes.
         self.scheduler.pool.shutdown(wait=True)
         self.executor.settle()

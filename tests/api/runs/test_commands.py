@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import click
 import pytest
 from click.testing import CliRunner
 from flask import Flask
-from werkzeug.serving import make_server
 
 from cli.main import casemate
 from core.errors import CasemateError
 from tests.api.runs.conftest import Api, Host
+from tests.common.served import served
 from tests.common.waiting import until
 
 HELLO = "type: task\nname: hello\ncommands:\n  - echo hello world\nresources:\n  cpu: 1..\n  memory: 1GB..\n"
@@ -35,12 +34,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def url(app: Flask) -> Iterator[str]:
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join()
+    with served(app) as url:
+        yield url
 
 
 class Program:

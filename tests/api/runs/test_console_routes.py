@@ -12,7 +12,7 @@ from accounts import directory
 from core.config import Config
 from models.base import Database
 from runs.console_routes import PAGE
-from runs.service import log_of
+from runs.logs import log_of
 from tests.api.runs.conftest import Api
 from tests.common import tenants
 from tests.common.tenants import HOSTILE, Browser

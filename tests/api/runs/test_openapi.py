@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import jsonschema_rs
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from runs import run_routes
 from tests.api.runs.conftest import Api, Host, described
+
+# Of the forms in a document of OpenAPI 3.1.
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def test_the_document_has_every_call_with_its_request(app: Flask, client: FlaskClient) -> None:
@@ -44,6 +48,26 @@ def test_every_reference_of_the_document_leads_somewhere(client: FlaskClient) ->
     for each in named:
         _, kind, group, name = each.split("/")
         assert name in found[kind][group]
+
+
+@pytest.mark.parametrize(
+    "path", ["/openapi.json", "/api/openapi.json", "/api/v1/openapi.json", "/api-docs/openapi.json"]
+)
+def test_a_generator_of_clients_can_read_every_form(client: FlaskClient, path: str) -> None:
+    found = client.get(path).get_json()
+
+    def arrays(value: object) -> list[dict[str, object]]:
+        if isinstance(value, list):
+            return [each for inner in value for each in arrays(inner)]
+        if not isinstance(value, dict):
+            return []
+        kinds = value.get("type", [])
+        own = [value] if kinds == "array" or isinstance(kinds, list) and "array" in kinds else []
+        return own + [each for inner in value.values() for each in arrays(inner)]
+
+    for form in found["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({"$schema": DIALECT, **form})
+    assert all("items" in each for each in arrays(found))
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from subprocess import Popen
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, event
 
 from core.errors import Conflict
 from models.port import PortLease
-from runs import rolling
+from runs import probes, rolling
 from runs.executor import JobOrder, Listener, Stage
 from runs.scheduler import Scheduler
 from tests.api.runs.conftest import Api, Host
@@ -276,6 +276,26 @@ def test_a_replica_is_sent_requests_when_its_probes_pass(
     assert "Service replica ready to receive requests" in api.events(
         within_runs=[api.get("web")["id"]]
     )
+
+
+def test_a_probe_that_passes_again_writes_nothing(
+    api: Api, serving: Host, well: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, succeeds = [], probes.succeeds
+    monkeypatch.setattr(probes, "succeeds", lambda *of: passed.append(succeeds(*of)) or passed[-1])
+    api.fleet()
+    apply(api, wanted(well, **PROBED))
+    says(api, "one")
+    noted: list[str] = []
+
+    event.listen(
+        serving.vms.database.engine, "before_cursor_execute", lambda *of: noted.append(of[2])
+    )
+    asked = len(passed)
+    until(lambda: len(passed) > asked + 2, seconds=20, what="two more answers")
+
+    assert all(passed[asked:])
+    assert not [each for each in noted if "streaks=" in each]
 
 
 def test_the_old_replica_stays_until_the_new_one_is_well(

@@ -18,8 +18,8 @@ from core.errors import Unavailable
 from models.base import Database
 from models.run import Run, RunJob
 from runs.desk import Desk
+from runs.logs import log_of
 from runs.reports import Reports
-from runs.service import log_of
 from tests.api.runs.conftest import Api, Host, begin
 from tests.api.runs.test_wire import issue
 from tests.common.waiting import until
@@ -91,6 +91,10 @@ def test_a_stop_is_kept_and_frees_the_instance(api: Api, background: Host) -> No
     assert api.ask("fleets/get", {"name": "default"})["instances"][0]["status"] == "idle"
 
 
+def instance_of(run: Any) -> str:
+    return str(run["latest_job_submission"]["job_provisioning_data"]["instance_id"])
+
+
 def test_the_next_job_of_the_same_user_takes_the_idle_vm(
     api: Api, vms: Vms, background: Host
 ) -> None:
@@ -101,11 +105,7 @@ def test_the_next_job_of_the_same_user_takes_the_idle_vm(
 
     second = api.until("two", "done")
 
-    ids = [
-        each["latest_job_submission"]["job_provisioning_data"]["instance_id"]
-        for each in (first, second)
-    ]
-    assert ids[0] == ids[1]
+    assert instance_of(first) == instance_of(second)
     assert len(api.ask("fleets/get", {"name": "default"})["instances"]) == 1
 
 
@@ -168,7 +168,7 @@ def test_a_fleet_keeps_its_least_nodes_and_ends_them_when_deleted(
         return [each["status"] for each in api.ask("fleets/get", {"name": "warm"})["instances"]]
 
     until(lambda: statuses() == ["idle"], seconds=20)
-    assert len(vms.status(StatusQuery())["vms"]) == 1
+    assert vms.status(StatusQuery())["total"] == 1
 
     api.ask("fleets/delete", {"names": ["warm"]})
 
@@ -176,7 +176,7 @@ def test_a_fleet_keeps_its_least_nodes_and_ends_them_when_deleted(
         return api.post("fleets/get", {"name": "warm"}).status_code == 400
 
     until(gone, seconds=20)
-    assert vms.status(StatusQuery())["vms"] == []
+    assert vms.status(StatusQuery())["total"] == 0
 
 
 def test_an_idle_instance_ends_after_its_time(api: Api, background: Host) -> None:
@@ -364,11 +364,7 @@ def test_an_idle_vm_of_another_user_makes_room(
     second = api.until("theirs", "done", "failed")
 
     assert second["status"] == "done"
-    ids = [
-        each["latest_job_submission"]["job_provisioning_data"]["instance_id"]
-        for each in (first, second)
-    ]
-    assert ids[0] != ids[1]
+    assert instance_of(first) != instance_of(second)
 
 
 def test_what_is_secret_of_a_run_is_nowhere_in_the_clear(
@@ -440,11 +436,7 @@ def test_the_vm_of_a_deleted_user_is_given_to_nobody_else(
     mine = api.until("mine", "done", "failed")
 
     assert mine["status"] == "done"
-    ids = [
-        each["latest_job_submission"]["job_provisioning_data"]["instance_id"]
-        for each in (theirs, mine)
-    ]
-    assert ids[0] != ids[1]
+    assert instance_of(theirs) != instance_of(mine)
 
 
 def test_one_broken_run_does_not_hold_up_the_others(

@@ -204,7 +204,8 @@ def test_a_signed_request_is_let_in_once(app: Flask) -> None:
     assert client.get(path, headers=signed("GET", path, at_ms=None)).status_code == 200
 
 
-@pytest.mark.parametrize("off_ms", [-301_000, 301_000])
+# Half a minute more than allowed: what is signed for the future comes nearer while it is on its way.
+@pytest.mark.parametrize("off_ms", [-330_000, 330_000])
 def test_a_request_signed_at_another_time_is_refused(app: Flask, off_ms: int) -> None:
     path = "/api/agent/balance"
     headers = signed("GET", path, at_ms=int(time.time() * 1000) + off_ms)

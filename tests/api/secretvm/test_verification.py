@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from app import create_app
@@ -27,6 +25,7 @@ from core.config import AttestationConfig, Config, KnownMachine
 from secretvm import builds
 from tests.common import evidence
 from tests.common.evidence import TdxVm, platform, processor, snp_attestation
+from tests.common.served import served
 from tests.common.tls_server import TlsServer
 from tests.unit.attest.test_artifacts import COMPOSE, REGISTERS, ROOTFS, sev_json, tdx_csv
 from vmm.host import Host
@@ -316,13 +315,8 @@ def test_another_method_is_405_in_this_surfaces_body(client: FlaskClient, path: 
 @pytest.fixture
 def listener(app: Flask) -> Iterator[str]:
     """The service on a real port."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(app) as url:
+        yield url
 
 
 def curl(*arguments: str) -> tuple[int, dict[str, Any]]:

@@ -616,6 +616,36 @@ def test_of_two_updates_at_the_same_time_one_is_refused_and_changes_nothing(
         assert len(session.scalars(select(Job)).all()) == 1
 
 
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("update-background", {"json": {"fs_persistence": True}}),
+        ("launch", {"data": {"fs_persistence": "1"}}),
+    ],
+)
+def test_a_change_that_began_before_another_was_over_does_not_undo_it(
+    alice: Tenant, vms: Vms, monkeypatch: pytest.MonkeyPatch, verb: str, given: Any
+) -> None:
+    vm, prepare = alice.made(), SecretVms.changed
+    text = "services: {other: {image: y}}"
+    body = {"dockerComposeBase64": base64.b64encode(text.encode()).decode()}
+
+    def meanwhile(*of: Any) -> Any:
+        monkeypatch.setattr(SecretVms, "changed", prepare)
+        alice.post(f"/vm/{vm['id']}/update-background", json=body)
+        work(vms)
+        return prepare(*of)
+
+    monkeypatch.setattr(SecretVms, "changed", meanwhile)
+    late = alice.post(f"/vm/{vm['id']}/{verb}", **given)
+
+    assert (late.status_code, "changed meanwhile" in late.json["message"]) == (409, True)
+    now = alice.get(f"/vm/{vm['id']}").json
+    assert (now["docker_file"], now["status"]) == (text, "created")
+    assert not now["secret_fs_persistent"]
+    assert alice.post(f"/vm/{vm['id']}/{verb}", **given).status_code == 200
+
+
 def test_an_update_that_is_cut_off_leaves_neither_a_change_nor_a_job(
     alice: Tenant, vms: Vms, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,11 +69,11 @@ def test_what_is_no_document_is_compared_too() -> None:
 def test_a_text_made_to_be_slow_is_not() -> None:
     one = "".join(f"{number % 60}\n" for number in range(40_000))
     other = "".join(f"{number % 61}\n" for number in range(40_000))
-    began = time.monotonic()
+    began = time.thread_time()
 
     (part,) = diffs.between(text(one), text(other))
 
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
     assert {line.kind for line in part.lines} <= {"out", "in", "same", "gap"}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from models.run import RunJob
-from runs import planner, probes
+from runs import probes
+from runs.jobs import job_specs
 from runs.specs import RunSpec
 from tests.common.waiting import free_port
 from tests.unit.runs.conftest import Service
@@ -24,7 +25,7 @@ def probe(**more: Any) -> Any:
     """A probe as a job has it."""
     configuration = {"type": "service", "port": 80, "commands": ["x"], "probes": [{"type": "http"}]}
     configuration["probes"] = [{"type": "http", **more}]
-    (job,) = planner.job_specs(RunSpec().load({"configuration": configuration}), 0)
+    (job,) = job_specs(RunSpec().load({"configuration": configuration}), 0)
     (found,) = job["probes"]
     return found
 

@@ -13,6 +13,7 @@ from attest.artifacts import Registry
 from core.errors import Invalid
 from secretvm import proof
 from secretvm.builds import Builds
+from secretvm.gateway import Gateways
 from secretvm.live import Live
 from secretvm.proof import REGISTERS, Asked
 from secretvm.quotes import Parsed, Quotes
@@ -52,7 +53,7 @@ def verification(quotes: Genuine, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A verifier that knows no build."""
     monkeypatch.setattr(Verification, "now", staticmethod(lambda: NOW))
     builds = Builds(Registry, tmp_path, {})
-    return Verification(builds, quotes, Live.__new__(Live))
+    return Verification(builds, quotes, Live.__new__(Live), Gateways.__new__(Gateways))
 
 
 QUOTE = TdxVm().attestation().platform.quote  # type: ignore[union-attr]

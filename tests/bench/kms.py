@@ -1,7 +1,8 @@
 """P14: how many apps a second get their keys over mutual TLS, beside Flask hello behind the same TLS.
 
-Each request is a whole release: the evidence in the client's certificate is verified, the policy file asked
-twice (for the KMS itself, for the app), and the audit record synced before the answer leaves.
+Each request is a whole release: the evidence in the client's certificate is judged (verified by each worker once a
+second, as in a service that is asked again and again), the policy file asked twice (for the KMS itself, for the app),
+and the audit record synced before the answer leaves.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import cycle, repeat
 from pathlib import Path
 
 import urllib3
@@ -26,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attest import ratls
 from core import certs, proc
 from core.kms_client import Kms, client_certificate
+from kms.judge import MAX_KEPT
 from tests.bench.context import Bench
 from tests.bench.http import CONNECTIONS, LOTS, ROUND_S
 from tests.bench.report import Line, Promise
@@ -35,6 +38,9 @@ from tests.common.kms import ROOT, RunningKms
 from tests.common.waiting import free_port, until
 
 KEPT, NEW = "kept-alive", "new connection each time"
+STRANGERS = "new connection and another caller each time"
+# More than a KMS keeps the evidence of, so that each is a stranger when his turn comes.
+CALLERS = 4 * MAX_KEPT
 KMS, HELLO = "GetAppKey", "Flask hello"
 
 
@@ -45,13 +51,16 @@ def measure(bench: Bench) -> Iterator[Line]:
     hello = Hello(kms.config)
     try:
         kms.start()
-        client = _client(kms)
+        client, *others = (_client(kms) for _ in range(CALLERS))
         hello.start(client)
         loads = {
-            (name, how): Load(port, _request(name, how), client, is_kept=how == KEPT)
+            (name, how): Load(port, _request(name, how), repeat(client), is_kept=how == KEPT)
             for name, port in ((HELLO, hello.port), (KMS, kms.port))
             for how in (KEPT, NEW)
         }
+        loads[KMS, STRANGERS] = Load(
+            kms.port, _request(KMS, STRANGERS), cycle((client, *others)), is_kept=False
+        )
         for each in loads.values():
             each.run(ROUND_S)
         rates: dict[tuple[str, str], list[float]] = {what: [] for what in loads}
@@ -73,6 +82,7 @@ def measure(bench: Bench) -> Iterator[Line]:
             peer=f"{HELLO}, same TLS",
             peer_samples=rates[HELLO, how],
         )
+    yield Line("P14", f"{KMS} over mutual TLS, {STRANGERS}", "req/s", rates[KMS, STRANGERS])
 
 
 def _kms(folder: Path) -> RunningKms:
@@ -118,7 +128,7 @@ def _request(name: str, how: str) -> bytes:
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
     ]
-    if how == NEW:
+    if how != KEPT:
         headers.append("Connection: close")
     return "\r\n".join((head, *headers, "", body)).encode()
 
@@ -139,7 +149,7 @@ class Hello:
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
         )
-        probe = Load(self.port, _request(HELLO, NEW), client, is_kept=False)
+        probe = Load(self.port, _request(HELLO, NEW), repeat(client), is_kept=False)
         until(lambda: self._answers(probe), seconds=30, what="the start of the TLS hello")
 
     def _answers(self, probe: Load) -> bool:
@@ -166,7 +176,7 @@ class Load:
 
     port: int
     request: bytes = field(repr=False)
-    context: ssl.SSLContext
+    clients: Iterator[ssl.SSLContext]
     is_kept: bool
 
     def run(self, duration_s: float) -> float:
@@ -199,7 +209,7 @@ class Load:
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         # As every HTTP library does: else the request waits for an acknowledgement of the handshake.
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self.context.wrap_socket(plain)
+        return next(self.clients).wrap_socket(plain)
 
     def _ask(self, connection: ssl.SSLSocket) -> None:
         connection.sendall(self.request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ def service(fake_qemu: Path, kms: Kms) -> Iterator[RunningService]:
     made.start()
     yield made
     made.end()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,9 +158,10 @@ class RunningService:
         )
 
     def end(self) -> None:
-        """Ends the service, its balancer and every VM of its data directory."""
+        """Ends the service, its balancer and every VM of its data directory, and takes that away: disks are large."""
         self.stop()
         end_processes(self.data_dir)
+        shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def qemus(self) -> list[psutil.Process]:
         """The QEMU processes of this data directory."""

@@ -24,7 +24,7 @@ from models.run import Run, RunJob
 from models.secretvm import SecretVm
 from models.vm import Vm
 from runs import timeline
-from runs.service import log_of
+from runs.logs import log_of
 from secretvm.traffic import BUCKETS_MS
 
 HOUR_MS = 3_600_000

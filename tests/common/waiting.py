@@ -17,8 +17,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float = 30, what: str = "it") -> T:
-    """The first true answer of `condition`; fails after `seconds` and says `what` did not happen."""
+# A machine that does other things too is slow, not wrong: nothing is given up earlier.
+LEAST_S = 60.0
+
+
+def until(condition: Callable[[], T], *, seconds: float = LEAST_S, what: str = "it") -> T:
+    """The first true answer of `condition`; fails after `seconds`, or LEAST_S, and says `what` did not happen."""
+    seconds = max(seconds, LEAST_S)
     deadline = time.monotonic() + seconds
     while True:
         if answer := condition():

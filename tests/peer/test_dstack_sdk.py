@@ -14,6 +14,7 @@ from typing import Any
 
 import coincurve
 import pytest
+import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -21,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from attest import envelope
 from core import k256
 from tests.common.passt import needs_passt
-from tests.common.service import RunningService, free_port
+from tests.common.service import RunningService
+from tests.common.waiting import free_port, until
 from tests.system.test_agent import Simulator, simulator  # noqa: F401 - the fixture
 
 HERE = Path(__file__).parent
@@ -120,10 +122,19 @@ def vm_endpoint(image_dir: tuple[Path, str]) -> Iterator[str]:
             ports=[{"protocol": "tcp", "host_port": port, "vm_port": 80}],
         )
         service.wait_for(made["id"], within_s=BOOT_S, boot_progress="done")
+        # The app's container was started; whether its program listens is another matter.
+        until(lambda: answers(f"http://127.0.0.1:{port}/Info"), seconds=120, what="the forwarder")
         yield f"http://127.0.0.1:{port}"
     finally:
         service.end()
-        shutil.rmtree(service.data_dir, ignore_errors=True)
+
+
+def answers(url: str) -> bool:
+    """Whether there is an agent."""
+    try:
+        return requests.get(url, timeout=20).ok
+    except requests.RequestException:
+        return False
 
 
 def check(said: dict[str, Any]) -> None:

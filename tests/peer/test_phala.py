@@ -190,9 +190,9 @@ def real(image_dir: tuple[Path, str], tmp_path: Path) -> Iterator[RunningService
     finally:
         made.end()
         kms.stop()
-        shutil.rmtree(made.data_dir, ignore_errors=True)
 
 
+@pytest.mark.timeout(1800)  # three boots, each asked about by a program of its own
 def test_the_command_line_from_deploy_to_delete(
     real: RunningService, peer_node: Path, tmp_path: Path
 ) -> None:

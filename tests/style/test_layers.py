@@ -116,7 +116,7 @@ def test_migrations_know_the_tables_and_what_lies_below() -> None:
                 r"accounts/\w+\.py",
                 r"(\w+)/service\.py",
                 r"vmm/(records|reconcile|revisions|listing|background|usage|metrics)\.py",
-                r"secretvm/(jobs|clusters|cluster_records|cluster_nodes|balancer|traffic|pricing|billing|people)\.py",
+                r"secretvm/(jobs|vm_records|clusters|cluster_records|cluster_nodes|balancer|traffic|pricing|billing|people)\.py",
                 r"apps/records\.py",
                 r"runs/(scheduler|desk|instances|orders|reports|rolling)\.py",
                 r"runs/(placement|progress|pruning|records|timeline|fleets|people|access)\.py",

@@ -20,9 +20,12 @@ from tests.common.backends import Client
 from tests.common.service import RunningService
 from tests.common.waiting import until
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("haproxy") is None, reason="haproxy is not installed: apt-get install haproxy"
+    ),
+    pytest.mark.timeout(1800),  # four boots, maybe after the image was built
+]
 
 # Two boots at once under emulation, on a machine that does other things too.
 BOOT_S = 400.0
@@ -38,7 +41,6 @@ def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
     running.start()
     yield running
     running.end()
-    shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def finished(service: RunningService, job_id: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import socket
 import tempfile
 import threading
@@ -43,6 +44,7 @@ def running(fake_qemu: Path) -> Iterator[RunningService]:
     service.start()
     yield service
     service.end()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

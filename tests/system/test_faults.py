@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import shutil
 import signal
 import sqlite3
 import tempfile
@@ -312,6 +313,7 @@ def walked(fake_qemu: Path) -> Iterator[Site]:
     stopped_again(site)
     yield site
     service.end()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

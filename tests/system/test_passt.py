@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +26,6 @@ def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
     running.start()
     yield running
     running.end()
-    shutil.rmtree(running.data_dir)
 
 
 def test_a_port_leads_through_passt_to_the_agent(

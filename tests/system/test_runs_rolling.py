@@ -22,6 +22,8 @@ SCRIPT = (
     "mkdir -p /srv/x && cd /srv/x && echo $WORD > index.html && exec python3 -m http.server 8000"
 )
 
+pytestmark = pytest.mark.timeout(1800)  # two boots and a restart
+
 
 @pytest.fixture
 def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:

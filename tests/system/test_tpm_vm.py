@@ -29,6 +29,9 @@ sync
 """
 
 
+pytestmark = pytest.mark.timeout(1200)  # two boots, maybe after the image was built
+
+
 @pytest.fixture
 def service(image_dir: tuple[Path, str]) -> Iterator[RunningService]:
     if shutil.which("swtpm") is None:

@@ -28,7 +28,7 @@ from requests.exceptions import ChunkedEncodingError
 
 from tests.common import rows
 from tests.common.promises import AT_REST, Seen, breaches, is_settled, look
-from tests.common.service import RunningService
+from tests.common.service import RunningService, end_processes
 from tests.common.waiting import free_port, until
 
 FAKE_QEMU = Path(__file__).parents[1] / "common/fake_qemu.py"
@@ -195,7 +195,8 @@ def main() -> int:
         for _ in range(wanted.cycles):
             torture.cycle()
     finally:
-        service.end()
+        service.stop()
+        end_processes(service.data_dir)
     counts = ", ".join(f"{torture.broken[kind]} {kind}" for kind in COUNTED)
     print(
         f"torture: {wanted.cycles} cycles (seed {wanted.seed}), {sum(torture.calls.values())} calls, "

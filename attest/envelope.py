@@ -5,6 +5,8 @@ Source: guest-agent.md section 6.
 
 from __future__ import annotations
 
+import functools
+
 from attest import packed, scale
 from attest.cursor import Cursor
 from attest.errors import Malformed
@@ -57,11 +59,16 @@ def _to_scale(attestation: Attestation) -> bytes:
 
 def _platform_to_scale(platform: TdxEvidence | SnpEvidence) -> bytes:
     if isinstance(platform, TdxEvidence):
-        log = scale.sequence([_event_to_scale(event) for event in platform.event_log])
-        return bytes([_TDX]) + scale.octets(platform.quote) + log
+        return bytes([_TDX]) + scale.octets(platform.quote) + _log_to_scale(platform.event_log)
     certificates = scale.sequence([scale.octets(cert) for cert in platform.cert_chain])
     mr_config = scale.text(platform.mr_config)
     return bytes([_SEV_SNP]) + scale.octets(platform.report) + certificates + mr_config
+
+
+# As for eventlog.stripped().
+@functools.lru_cache(maxsize=2)
+def _log_to_scale(events: tuple[Event, ...]) -> bytes:
+    return scale.sequence([_event_to_scale(event) for event in events])
 
 
 def _event_to_scale(event: Event) -> bytes:

@@ -5,6 +5,7 @@ Source: guest-agent.md section 5; dstack cc-eventlog (312dc605).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -137,7 +138,9 @@ def until_boot_done(events: Iterable[Event]) -> tuple[Event, ...]:
     return tuple(taken)
 
 
-def stripped(events: Iterable[Event]) -> tuple[Event, ...]:
+# One log is in all evidence of a boot, until an event is added.
+@functools.lru_cache(maxsize=2)
+def stripped(events: tuple[Event, ...]) -> tuple[Event, ...]:
     """The log as certificates carry it: runtime events without digest, of the firmware's only ACPI data."""
     return tuple(
         replace(event, digest=b"") if event.is_runtime else event

@@ -5,6 +5,7 @@ Source: attestation.md sections 3 and 5.  The hash is that of sha256sum.txt, whi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -34,12 +35,8 @@ def check_tdx(
 ) -> None:
     """Refuses (Mismatch) a TD whose MRTD or RTMR0 to 2 are not those of its image; Malformed if unreadable."""
     raw = _measurement(config, config.tdx, image.tdx if image else None, lite.FILE)
-    measured = lite.registers(
-        lite.decode(raw),
-        config.memory_size,
-        lite.acpi_digests(events),
-        single_pass=config.single_pass,
-    )
+    acpi = lite.acpi_digests(events)
+    measured = _registers(raw, config.memory_size, acpi, config.single_pass)
     if measured.mrtd != report.mrtd:
         raise Mismatch("MRTD of the quote is not that of the os image's firmware")
     for imr, value in enumerate(measured.rtmrs):
@@ -47,6 +44,14 @@ def check_tdx(
             raise Mismatch(
                 f"RTMR{imr} of the quote is not that of the os image with this memory size"
             )
+
+
+# The VMs of one image and one memory size share them; computing them is half of the check.
+@functools.lru_cache(maxsize=16)
+def _registers(
+    raw: bytes, memory_size: int, acpi: tuple[bytes, ...], single_pass: bool
+) -> lite.Registers:
+    return lite.registers(lite.decode(raw), memory_size, acpi, single_pass=single_pass)
 
 
 def check_snp(measurement: bytes, config: VmConfig, image: KnownImage | None) -> None:

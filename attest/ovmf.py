@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 
+from attest.cursor import Cursor
 from attest.errors import Malformed
 
 _FOOTER = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
@@ -25,6 +26,20 @@ def footer_entry(firmware: bytes, guid: uuid.UUID) -> bytes:
     if not _TAIL <= total <= end:
         raise Malformed("firmware: its table of GUIDs is longer than the file")
     return _find(firmware[end - total : end - _TAIL], guid)
+
+
+def section_table(
+    firmware: bytes, offset: int, mark: bytes, kind: str, most: int
+) -> tuple[Cursor, int]:
+    """The table of sections `offset` bytes before the end: a cursor at the first of them, and how many there are.
+
+    Malformed unless it begins with its mark, is of version 1 and has no more than so many.
+    """
+    cursor = Cursor(firmware[len(firmware) - offset :], "firmware")
+    found, _, version, count = cursor.take(4), cursor.uint(4), cursor.uint(4), cursor.uint(4)
+    if (found, version) != (mark, 1) or count > most:
+        raise Malformed(f"firmware: its {kind} section table is of an unknown form")
+    return cursor, count
 
 
 def _find(table: bytes, guid: uuid.UUID) -> bytes:

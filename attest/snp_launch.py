@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import cbor2
 
 from attest import lite, ovmf
-from attest.cursor import Cursor
 from attest.errors import Malformed
 
 FILE = "measurement.snp.cbor"
@@ -108,15 +107,7 @@ def _firmware_sections(firmware: bytes) -> tuple[Section, ...]:
     offset = int.from_bytes(ovmf.footer_entry(firmware, _SEV_METADATA), "little")
     if not 0 < offset <= len(firmware):
         raise Malformed("firmware: it has no SEV section table")
-    cursor = Cursor(firmware[len(firmware) - offset :], "firmware")
-    signature, _, version, count = (
-        cursor.take(4),
-        cursor.uint(4),
-        cursor.uint(4),
-        cursor.uint(4),
-    )
-    if (signature, version) != (b"ASEV", 1) or count > _MAX_SECTIONS:
-        raise Malformed("firmware: its SEV section table is of an unknown form")
+    cursor, count = ovmf.section_table(firmware, offset, b"ASEV", "SEV", _MAX_SECTIONS)
     return tuple(Section(cursor.uint(4), cursor.uint(4), cursor.uint(4)) for _ in range(count))
 
 

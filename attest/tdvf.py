@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attest import ovmf
-from attest.cursor import Cursor
 from attest.errors import Malformed
 
 PAGE = 4096
@@ -54,15 +53,7 @@ def sections(firmware: bytes) -> tuple[Section, ...]:
     offset = int.from_bytes(entry, "little")
     if offset > len(firmware):
         raise Malformed("firmware: its TDX section table lies outside of the file")
-    cursor = Cursor(firmware[len(firmware) - offset :], "firmware")
-    signature, _, version, count = (
-        cursor.take(4),
-        cursor.uint(4),
-        cursor.uint(4),
-        cursor.uint(4),
-    )
-    if (signature, version) != (b"TDVF", 1) or count > MAX_SECTIONS:
-        raise Malformed("firmware: its TDX section table is of an unknown form")
+    cursor, count = ovmf.section_table(firmware, offset, b"TDVF", "TDX", MAX_SECTIONS)
     found = tuple(_section(firmware, cursor.take(_ENTRY.size)) for _ in range(count))
     if sum(section.size for section in found) > _MAX_MEASURED:
         raise Malformed("firmware: its TDX sections are larger than 64 MiB")

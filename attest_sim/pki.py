@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from attest import der
+from core import certs
 
 ORGANIZATION = "Casemate Simulated TEE"
 NOT_BEFORE = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
@@ -116,7 +117,7 @@ def authority(
         .not_valid_before(NOT_BEFORE)
         .not_valid_after(NOT_AFTER)
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-        .add_extension(_key_usage(is_ca), critical=True)
+        .add_extension(certs.key_usage(is_ca=is_ca, signs=not is_ca), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(_authority_key(signer), critical=False)
     )
@@ -145,17 +146,3 @@ def _name(name: str) -> x509.Name:
 
 def _authority_key(signer: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-
-
-def _key_usage(is_ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not is_ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=is_ca,
-        crl_sign=is_ca,
-        encipher_only=False,
-        decipher_only=False,
-    )

@@ -165,7 +165,11 @@ def _members(config: Config, ids: list[str], disks: list[str]) -> Iterator[tuple
 
 
 def _files(folder: Path, but: Path | None = None) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    try:
+        found = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # there is none, or it was removed just now
+        return
+    for path in found:
         if path == but or path.is_symlink() or any(fnmatchcase(path.name, p) for p in LEFT_OUT):
             continue
         if path.is_dir():

@@ -241,7 +241,7 @@ def _check_free(bind: str, wanted: Forward) -> None:
     except OSError as error:
         raise Conflict(
             f"port {wanted.local} of {bind} cannot be had ({error.strerror}); "
-            f"another one can: -p {wanted.local % 65535 + 1}:{wanted.remote}"
+            f"choose another one, as in -p {wanted.local % 65535 + 1}:{wanted.remote}"
         ) from None
 
 

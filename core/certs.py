@@ -48,7 +48,7 @@ class Issuer:
         """The leaf in PEM; Invalid names the field that cannot stand in a certificate."""
         subject = name(leaf.subject, leaf.organization)
         builder = _builder(subject, self.certificate.subject, public_key, *_validity(leaf))
-        builder = builder.add_extension(_key_usage(is_ca=False), critical=True)
+        builder = builder.add_extension(key_usage(is_ca=False), critical=True)
         builder = builder.add_extension(self._authority(), critical=False)
         if leaf.alt_names:
             # RFC 5280 4.2.1.6: critical when it is the only name.
@@ -83,7 +83,7 @@ def authority(
     builder = _builder(subject, signed_by, key.public_key(), NOT_BEFORE, until)
     constraints = x509.BasicConstraints(ca=True, path_length=path_length)
     builder = builder.add_extension(constraints, critical=True)
-    builder = builder.add_extension(_key_usage(is_ca=True), critical=True)
+    builder = builder.add_extension(key_usage(is_ca=True), critical=True)
     if issuer:
         builder = builder.add_extension(issuer._authority(), critical=False)
     for extension in extensions:
@@ -173,9 +173,10 @@ def _usages(leaf: Leaf) -> list[x509.ObjectIdentifier]:
     return usages
 
 
-def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
+def key_usage(*, is_ca: bool, signs: bool = True) -> x509.KeyUsage:
+    """What the key of a certificate is for: certificates if it is an authority's; other things if it `signs`."""
     return x509.KeyUsage(
-        digital_signature=True,
+        digital_signature=signs,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

@@ -64,12 +64,16 @@ def read_capped(path: Path, limit: int) -> bytes:
     `limit` bytes.  Raises FileNotFoundError, Invalid (a link, FIFO or device) or TooLarge.
     """
     fd = _open_nofollow(path)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise Invalid(f"{path.name} is not a regular file")
     with os.fdopen(fd, "rb") as file:
+        # As much memory as it needs, and not as it may have at most.
+        data = file.read(min(status.st_size, limit) + 1)
         # The size may grow while we read: the read itself is capped, not only the look before it.
-        data = file.read(limit + 1)
+        if len(data) > status.st_size:
+            data += file.read(limit + 1 - len(data))
     if len(data) > limit:
         raise TooLarge(f"{path.name} is larger than {limit} bytes")
     return data

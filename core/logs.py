@@ -21,21 +21,25 @@ _ALL = -1
 _LONGEST = 4096
 _STRING = rf"[^\x07\x1b\x80-\x9f]{{0,{_LONGEST}}}"
 _PARAMETERS = r"[0-?]{0,256}[ -/]{0,16}"
+# All begin with one of these; `re` looks six times as fast for a pattern that says so first.
+_FIRST = r"[\x1b\x80-\x9f]"
 _SEQUENCES = (
-    rf"(?:\x1b\[|\x9b){_PARAMETERS}[@-~]",  # CSI
-    rf"(?:\x1b\]|\x9d){_STRING}(?:\x07|\x1b\\|\x9c)",  # OSC, ended by BEL or ST
-    rf"(?:\x1b[PX^_]|[\x90\x98\x9e\x9f]){_STRING}(?:\x1b\\|\x9c)",  # DCS, SOS, PM, APC
+    rf"(?:(?<=\x1b)\[|(?<=\x9b)){_PARAMETERS}[@-~]",  # CSI
+    rf"(?:(?<=\x1b)\]|(?<=\x9d)){_STRING}(?:\x07|\x1b\\|\x9c)",  # OSC, ended by BEL or ST
+    # DCS, SOS, PM, APC
+    rf"(?:(?<=\x1b)[PX^_]|(?<=[\x90\x98\x9e\x9f])){_STRING}(?:\x1b\\|\x9c)",
 )
 # The beginning of one of these, or of a two-byte escape, with its rest in the next piece.
 _UNFINISHED = (
-    rf"(?:\x1b\[|\x9b){_PARAMETERS}\Z",
-    rf"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f]){_STRING}\x1b?\Z",
-    r"\x1b[ -/]{0,16}\Z",
+    rf"(?:(?<=\x1b)\[|(?<=\x9b)){_PARAMETERS}\Z",
+    rf"(?:(?<=\x1b)[\]PX^_]|(?<=[\x90\x98\x9d-\x9f])){_STRING}\x1b?\Z",
+    r"(?<=\x1b)[ -/]{0,16}\Z",
 )
 # Two-byte escapes, and any control that is part of nothing: none is ever left.
-_REST = (r"\x1b[ -/]{0,16}[0-~]", r"[\x1b\x80-\x9f]")
-_WHOLE = re.compile("|".join((*_SEQUENCES, *_REST)))
-_IN_PIECES = re.compile("|".join((*_SEQUENCES, f"(?P<held>{'|'.join(_UNFINISHED)})", *_REST)))
+_REST = (r"(?<=\x1b)[ -/]{0,16}[0-~]", "")
+_WHOLE = re.compile(f"{_FIRST}(?:{'|'.join((*_SEQUENCES, *_REST))})")
+_HELD = f"(?P<held>{'|'.join(_UNFINISHED)})"
+_IN_PIECES = re.compile(f"{_FIRST}(?:{'|'.join((*_SEQUENCES, _HELD, *_REST))})")
 
 
 class AnsiStripper:
@@ -50,7 +54,8 @@ class AnsiStripper:
         return (_WHOLE if final else _IN_PIECES).sub(self._drop, text)
 
     def _drop(self, found: re.Match[str]) -> str:
-        self._held = found.groupdict().get("held") or ""
+        if found.lastgroup == "held":
+            self._held = found[0]
         return ""
 
 

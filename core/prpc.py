@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 import marshmallow as ma
 
@@ -286,6 +287,15 @@ def read_query(schema: type[Message], pairs: Iterable[tuple[str, str]]) -> dict[
     return data
 
 
+def read_query_string(schema: type[Message], text: bytes) -> dict[str, Any]:
+    """The same of a query string as it came; Invalid when it is not ASCII, or its escapes are not UTF-8."""
+    try:
+        pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict")
+    except ValueError as error:
+        raise Invalid(f"the query string cannot be read: {error}") from None
+    return read_query(schema, pairs)
+
+
 def _from_text(field: ma.fields.Field[Any], text: str) -> object:
     if isinstance(field, Whole) and re.fullmatch(r"-?\d{1,20}", text):
         return int(text)
@@ -303,9 +313,13 @@ class Method:
     response: type[Message]
     handler: Callable[[Any], Any]
 
+    def answer(self, data: object) -> Any:
+        """Checks the request and asks the handler; what it gives, not yet as JSON."""
+        return self.handler(load(self.request, data))
+
     def call(self, data: object) -> dict[str, Any] | None:
-        """Checks the request, asks the handler, and returns the answer as JSON; None when Empty."""
-        answer = self.handler(load(self.request, data))
+        """The answer to a request as JSON; None when Empty."""
+        answer = self.answer(data)
         if self.response is Empty:
             return None
         dumped: dict[str, Any] = instance(self.response).dump(answer)

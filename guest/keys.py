@@ -173,12 +173,9 @@ def base_algorithm(algorithm: str) -> str:
 def public_key(algorithm: str, key: bytes) -> bytes:
     """The compressed SEC1 key (33 bytes) or the Ed25519 key (32 bytes) of 32 secret bytes."""
     if algorithm == ED25519:
-        return _ed25519(key).public_key().public_bytes_raw()
+        private = ed25519.Ed25519PrivateKey.from_private_bytes(key)
+        return private.public_key().public_bytes_raw()
     return k256.public_key(key)
-
-
-def _ed25519(key: bytes) -> ed25519.Ed25519PrivateKey:
-    return ed25519.Ed25519PrivateKey.from_private_bytes(key)
 
 
 @dataclass(frozen=True)
@@ -205,10 +202,16 @@ def signing_key(keys: AppKeys, base: str) -> DerivedKey:
     return derive(keys, SIGNING_PATH, SIGNING_PURPOSE, base)
 
 
+# Sign has one key; making such an object costs as much as signing.
+@functools.lru_cache(maxsize=1)
+def _ed25519_signer(key: bytes) -> ed25519.Ed25519PrivateKey:
+    return ed25519.Ed25519PrivateKey.from_private_bytes(key)
+
+
 def sign(key: bytes, algorithm: str, data: bytes) -> bytes:
     """64-byte signature as the Sign call makes it; Invalid for an unknown algorithm or a bad digest."""
     if algorithm == ED25519:
-        return _ed25519(key).sign(data)
+        return _ed25519_signer(key).sign(data)
     return k256.sign_digest(key, _signed_digest(algorithm, data))
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PROC = Path("/proc")
+# How long the end of a fork is waited for, of one process and of all together; a job may have many.
+_FORK_S, _FORKS_S = 0.1, 1.0
+_LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,14 @@ def session(leader: int) -> set[int]:
 
 
 def ask_to_end(pids: Iterable[int]) -> None:
-    """SIGTERM; SIGHUP for who ignores that one, as interactive shells do, and obeys this one."""
-    for pid in pids:
+    """SIGTERM; SIGHUP for who ignores that one, as interactive shells do, and obeys this one.
+
+    Parents first: a shell whose child is ended before it goes on to its next command.
+    """
+    last = time.monotonic() + _FORKS_S
+    for pid in sorted(pids):
         with contextlib.suppress(OSError):
-            ignored = _ignored(pid)
+            ignored = _ignored(pid, min(last, time.monotonic() + _FORK_S))
             hup_works = _bit(signal.SIGTERM) & ignored and not _bit(signal.SIGHUP) & ignored
             os.kill(pid, signal.SIGHUP if hup_works else signal.SIGTERM)
 
@@ -76,11 +85,25 @@ def _bit(number: signal.Signals) -> int:
     return 1 << (number - 1)
 
 
-def _ignored(pid: int) -> int:
-    for line in (_PROC / str(pid) / "status").read_text().splitlines():
-        if line.startswith("SigIgn:"):
-            return int(line.split()[1], 16)
-    return 0
+def _ignored(pid: int, deadline: float) -> int:
+    """What a process ignores once it blocks SIGTERM no more, or still does at the deadline.
+
+    In the middle of a fork an interactive shell blocks it and ignores it no longer; afterwards it does again, and
+    what has come meanwhile is lost (bash, jobs.c, make_child).
+    """
+    blocked, ignored = _masks(pid)
+    while blocked & _bit(signal.SIGTERM) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+        blocked, ignored = _masks(pid)
+    return ignored
+
+
+def _masks(pid: int) -> tuple[int, int]:
+    text = (_PROC / str(pid) / "status").read_text()
+    blocked, ignored = (
+        re.search(rf"^{name}:\s*(\w+)$", text, re.MULTILINE) for name in ("SigBlk", "SigIgn")
+    )
+    return int(blocked[1], 16) if blocked else 0, int(ignored[1], 16) if ignored else 0
 
 
 def adopt_orphans() -> None:

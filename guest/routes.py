@@ -11,13 +11,12 @@ import json
 import logging
 import secrets
 import socket
-import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from core import prpc
 from core.errors import CasemateError, Invalid, status_of
@@ -82,20 +81,16 @@ def add_service(app: Flask, service: Service, *rules: str) -> None:
 
     def call(method: str) -> Response:
         found = service.find(method)
-        data = _query(found.request) if request.method == "GET" else prpc.read_json(_body())
-        return answer_json(found.call(data) or {})
+        return answer_json(found.call(_given(found.request)) or {})
 
     for rule in rules:
         app.add_url_rule(rule, rule, call, methods=["GET", "POST"])
 
 
-def _query(schema: type[Message]) -> dict[str, Any]:
-    try:
-        text = request.query_string.decode("ascii")
-        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, errors="strict")
-    except ValueError as error:
-        raise Invalid(f"the query string cannot be read: {error}") from None
-    return prpc.read_query(schema, pairs)
+def _given(schema: type[Message]) -> object:
+    if request.method == "GET":
+        return prpc.read_query_string(schema, request.query_string)
+    return prpc.read_json(_body())
 
 
 def _body() -> bytes:
@@ -118,6 +113,8 @@ def _refusal(error: CasemateError) -> Response:
 def _http_error(error: HTTPException) -> Response:
     text = f"no such path: {request.path}" if error.code == 404 else error.description or error.name
     answer = answer_json({"error": text}, error.code or 500)
+    if isinstance(error, MethodNotAllowed):
+        answer.allow.update(error.valid_methods or ())
     if error.code == 413 and "gunicorn.socket" in request.environ:
         answer.call_on_close(functools.partial(_drain, request.environ))
     return answer

@@ -143,7 +143,9 @@ class Agent:
         with_app_info: bool,
     ) -> Mapping[str, object]:
         """GetTlsKey: a new key with a certificate chain that ends in the app's root."""
-        leaf = Leaf(subject, alt_names, usage_server_auth, usage_client_auth, not_before, not_after)
+        # Seed 000 shows both times as 0: a certificate that begins in 1970 and has no end of its own.
+        times = (not_before, not_after or None)
+        leaf = Leaf(subject, alt_names, usage_server_auth, usage_client_auth, *times)
         key = ec.generate_private_key(ec.SECP256R1())
         return self._certified(key, leaf, ra_tls=usage_ra_tls, with_app_info=with_app_info)
 

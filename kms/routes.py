@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from core import protobuf, prpc
 from core.errors import CasemateError, Conflict, Invalid, status_of
@@ -139,7 +138,7 @@ def add_service(app: Flask, service: Service) -> None:
 def respond(method: prpc.Method) -> Response:
     """Reads the current request for a method, and answers in the form that it came in."""
     if request.method == "GET":
-        data: Any = _query(method.request)
+        data: Any = prpc.read_query_string(method.request, request.query_string)
     elif _is_protobuf():
         data = protobuf.decode(method.request, _body())
     else:
@@ -151,15 +150,6 @@ def respond(method: prpc.Method) -> Response:
     return _json(answer)
 
 
-def _query(schema: type[Message]) -> dict[str, Any]:
-    try:
-        text = request.query_string.decode("ascii")
-        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, errors="strict")
-    except ValueError as error:
-        raise Invalid(f"the query string cannot be read: {error}") from None
-    return prpc.read_query(schema, pairs)
-
-
 def _body() -> bytes:
     try:
         return prpc.whole(request.get_data(cache=False), request.content_length, MAX_BODY)
@@ -168,8 +158,9 @@ def _body() -> bytes:
 
 
 def _is_protobuf() -> bool:
-    asks_json = request.args.get("json", "false") in ("", "1", "true")
-    return request.method == "POST" and request.mimetype in _PROTOBUF and not asks_json
+    if request.method != "POST" or request.mimetype not in _PROTOBUF:
+        return False
+    return request.args.get("json", "false") not in ("", "1", "true")
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -193,4 +184,7 @@ def _refuse(error: Exception) -> Response:
     if _is_protobuf():
         body = protobuf.encode(Refusal, {"error": message})
         return Response(body, status, mimetype="application/octet-stream")
-    return _json({"error": message}, status)
+    answer = _json({"error": message}, status)
+    if isinstance(error, MethodNotAllowed):
+        answer.allow.update(error.valid_methods or ())
+    return answer

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,21 +24,21 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from attest import csr, ratls
 from attest.boot_info import SEV_SNP, BootInfo
 from attest.csr import CertRequest
-from attest.errors import VerificationError
 from attest.evidence import Attestation
-from attest.verified import Trust, Verified, check_image, verify_evidence
+from attest.verified import Trust, Verified, verify_evidence
 from core import certs
 from core.certs import Leaf
 from core.errors import Invalid
 from core.kdf import pkcs8_pem
 from kms import attester as attesters
-from kms import audit, authz, derive, envkeys, rootkeys
+from kms import audit, authz, derive, envkeys, judge, rootkeys
 from kms import certs as kms_certs
 from kms.attester import Attester
 from kms.certs import Authority
 from kms.decision import Authorizer, Decision
 from kms.derive import RootKeys
 from kms.envkeys import EnvKey
+from kms.judge import Judge
 from kms.schemas import AppKeyRequest, CertificateRequest
 from kms.settings import Settings
 from kms.trust import Trusting
@@ -90,6 +89,7 @@ class KmsService:
         self._authorizer = authorizer
         self._attester = attester
         self._trusting = trusting
+        self._judge = Judge(trusting.now)
         self._audit = audit.AuditLog(settings.audit_log)
         self._own_boot: BootInfo | None = None
         self._finding_out = threading.Lock()
@@ -150,9 +150,9 @@ class KmsService:
             raise Invalid.field("api_version", "must be 0 or 1")
         self._check_self()
         evidence = _shown(caller, asked.vm_config)
-        shown = self._judged(evidence)
+        shown = self._judge.verified_of_caller(evidence)
         boot, decision = self._allowed(self._authorizer.app, shown.boot_info)
-        self._check_image(evidence)
+        self._judge.check_image(evidence)
         keys = derive.app_keys(self._keys, boot.app_id, boot.instance_id)
         self._check_gates(boot)
         self._audit.record("GetAppKey", boot, shown)
@@ -171,9 +171,9 @@ class KmsService:
         """GetKmsKey: everything, to another KMS."""
         self._check_self()
         evidence = _shown(caller, vm_config)
-        shown = self._judged(evidence)
+        shown = self._judge.verified_of_caller(evidence)
         boot, _ = self._allowed(self._authorizer.kms, shown.boot_info)
-        self._check_image(evidence)
+        self._judge.check_image(evidence)
         self._check_gates(boot)
         self._audit.record("GetKmsKey", boot, shown)
         pair = {"ca_key": pkcs8_pem(self._keys.ca), "k256_key": self._keys.k256}
@@ -187,11 +187,11 @@ class KmsService:
         request = csr.decode(asked.csr, asked.api_version)
         public_key = signed_by(request, asked.csr, asked.signature)
         evidence = _with_config(request.attestation, asked.vm_config)
-        self._check_bound(evidence, request.spki)
-        shown = self._judged(evidence)
+        judge.check_bound(evidence, request.spki)
+        shown = self._judge.verified(evidence)
         # The app asks while it boots and after: only what it was then stays the same.
         boot, _ = self._allowed(self._authorizer.app, shown.boot_time_info)
-        self._check_image(evidence)
+        self._judge.check_image(evidence)
         # A certificate of the app's CA says as much of its holder as the app's keys do.
         self._check_gates(boot)
         issuer = kms_certs.app_ca(self._authority.root, self._keys, boot.app_id)
@@ -201,25 +201,12 @@ class KmsService:
 
     def caller(self, certificate_der: bytes | None) -> Caller:
         """Who the client certificate of a connection says he is; Invalid when its evidence is no good."""
-        if certificate_der is None:
-            return Caller()
-        try:
-            certificate = x509.load_der_x509_certificate(certificate_der)
-            evidence = ratls.read(certificate).evidence()
-        except (VerificationError, ValueError, x509.InvalidVersion) as error:
-            raise Invalid(f"invalid quote: {error}") from None
-        if evidence is None:
-            return Caller()
-        public_key = certificate.public_key()
-        if not isinstance(public_key, ec.EllipticCurvePublicKey):
-            raise Invalid("invalid quote: the certificate's key is not an elliptic curve key")
-        self._check_bound(evidence, certs.spki_der(public_key))
-        return Caller(evidence)
+        return Caller() if certificate_der is None else Caller(judge.shown(certificate_der))
 
     def check(self, caller: Caller) -> None:
         """Verifies the evidence of a caller who asks for nothing that it is needed for."""
         if caller.evidence is not None:
-            self._judged(caller.evidence)
+            self._judge.verified_of_caller(caller.evidence)
 
     # Steps
 
@@ -237,23 +224,6 @@ class KmsService:
                 assert self._attester is not None  # attesters.of() has seen to it
                 self._own_boot = own_boot_info(self._attester, self._trusting.now())
             return self._own_boot
-
-    def _check_bound(self, evidence: Attestation, spki: bytes) -> None:
-        if evidence.report_data != ratls.report_data_for_key(spki):
-            raise Invalid("invalid quote: it was not made for the key of this certificate")
-
-    def _judged(self, evidence: Attestation) -> Verified:
-        """Everything but the OS image, which may have to be fetched: not for whom nobody allows anything."""
-        trust = dataclasses.replace(self._trusting.now(), check_image=False)
-        return _valid(verify_evidence(evidence, trust))
-
-    def _check_image(self, evidence: Attestation) -> None:
-        trust = self._trusting.now()
-        try:
-            if trust.check_image:
-                check_image(evidence, trust)
-        except VerificationError as error:
-            raise Invalid(f"invalid quote: {error.message}") from None
 
     def _allowed(
         self, ask: Callable[[BootInfo], Decision], boot: BootInfo | None
@@ -286,16 +256,10 @@ def _with_config(evidence: Attestation, config: str) -> Attestation:
     return dataclasses.replace(evidence, config=config) if config else evidence
 
 
-def _valid(verified: Verified) -> Verified:
-    if not verified.is_valid:
-        raise Invalid(f"invalid quote: {verified.reason}")
-    return verified
-
-
 def own_boot_info(attester: Attester, others: Trust) -> BootInfo:
     """What this KMS is, from evidence of its own; Invalid when that does not hold."""
     trust = dataclasses.replace(attester.trust(others), check_image=False)
-    boot = _valid(verify_evidence(attester.attestation(bytes(64)), trust)).boot_info
+    boot = judge.valid(verify_evidence(attester.attestation(bytes(64)), trust)).boot_info
     assert boot is not None  # valid evidence has one
     return boot
 

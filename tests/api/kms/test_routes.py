@@ -135,6 +135,7 @@ def test_no_answer_is_html(client: FlaskClient, method: str, path: str, status: 
 
     assert answer.status_code == status
     assert list(answer.get_json()) == ["error"]
+    assert ("GET" in answer.allow) == (status == 405)
 
 
 def test_a_body_too_large_is_refused(client: FlaskClient) -> None:

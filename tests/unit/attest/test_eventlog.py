@@ -140,7 +140,7 @@ def test_boot_time_events_end_with_boot_mr_done() -> None:
 def test_a_stripped_log_keeps_runtime_payloads_and_acpi_digests() -> None:
     runtime = runtime_event("app-id", b"id")
 
-    assert eventlog.stripped([FIRMWARE, ACPI, runtime]) == (ACPI, replace(runtime, digest=b""))
+    assert eventlog.stripped((FIRMWARE, ACPI, runtime)) == (ACPI, replace(runtime, digest=b""))
 
 
 def test_json_leaves_out_firmware_payloads_and_keeps_the_others() -> None:

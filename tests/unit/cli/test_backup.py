@@ -69,7 +69,8 @@ def test_a_restored_host_lists_the_same_vms_and_starts_them(
     assert (shared / ".instance_info").exists()
     rows.image(again.config.image.path)
     again.reconciler.one(kept, start=True)  # as the start of the service does
-    assert again.status(prpc.load(StatusRequest, {}))["vms"][0]["status"] == "running"
+    started, _ = again.status(prpc.load(StatusRequest, {}))["vms"]
+    assert started["status"] == "running"
     again.stop(kept)
     again.database.engine.dispose()
 

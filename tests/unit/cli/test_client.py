@@ -17,7 +17,6 @@ class Page(http.server.BaseHTTPRequestHandler):
     """Answers by the path asked for."""
 
     protocol_version = "HTTP/1.1"
-    timeout = 0.2  # of a kept connection: a test's end does not wait longer
 
     def do_POST(self) -> None:
         status, body = {

@@ -100,6 +100,16 @@ def test_a_regular_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
         files.read_capped(tmp_path / "a", 4)
 
 
+def test_a_file_that_grows_or_does_not_say_its_size_is_read_to_its_end_and_capped() -> None:
+    path = Path(f"/proc/{os.getpid()}/limits")
+    whole = path.read_bytes()
+
+    assert path.stat().st_size == 0 < len(whole)
+    assert files.read_capped(path, len(whole)) == whole
+    with pytest.raises(TooLarge):
+        files.read_capped(path, len(whole) - 1)
+
+
 def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.read_capped(tmp_path / "nothing", 1)

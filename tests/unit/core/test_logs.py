@@ -230,12 +230,13 @@ def test_following_gives_the_last_lines_and_then_what_comes(log: Path) -> None:
 def test_following_with_no_lines_gives_only_what_comes(log: Path) -> None:
     log.write_text("one\n")
     looks: list[int] = []
-    ended = lambda: len(looks) > 6
-    stream = logs.follow(log, 0, ended=lambda: looks.append(1) or ended())
+    written = threading.Event()
+    stream = logs.follow(log, 0, ended=lambda: looks.append(1) or written.is_set())
 
     def write() -> None:
         until(lambda: len(looks) > 2)
         append(log, "two\n")
+        written.set()
 
     writer = threading.Thread(target=write)
     writer.start()

@@ -82,7 +82,8 @@ def test_a_program_that_serves_is_stopped_in_order_or_by_force(
     )
     until(lambda: "ready" in (tmp_path / "log").read_text())
 
-    proc.stop(started, patience_s=0.5)
-    proc.stop(started, patience_s=0.5)  # nothing more happens
+    patience_s = 0.5 if stubborn else 60
+    proc.stop(started, patience_s=patience_s)
+    proc.stop(started, patience_s=patience_s)  # nothing more happens
 
     assert started.returncode == (-9 if stubborn else -15)

@@ -280,6 +280,19 @@ def test_an_indexed_scalar_in_a_query_is_no_field() -> None:
     assert prpc.read_query(Everything, [("text[0]", "a")]) == {}
 
 
+def test_a_query_string_is_read_with_its_escapes_and_empty_values() -> None:
+    told = prpc.read_query_string(Everything, b"text=a%20%C3%BC+b&numbers=1&numbers=2")
+
+    assert told == {"text": "a \xfc b", "numbers": [1, 2]}
+    assert prpc.read_query_string(Everything, b"text=") == {"text": ""}
+
+
+@pytest.mark.parametrize("text", [b"text=\xff", b"text=%ff"])
+def test_a_query_string_that_is_no_text_is_refused(text: bytes) -> None:
+    with pytest.raises(Invalid, match="query string cannot be read"):
+        prpc.read_query_string(Everything, text)
+
+
 def test_a_method_answers_what_its_message_prints() -> None:
     service = Service()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -54,6 +55,17 @@ def test_a_plain_leaf_carries_no_evidence(agent: Agent) -> None:
     found = ratls.read(certificate)
 
     assert (found.attestation, found.app_info, found.usage) == (None, None, "app:custom")
+
+
+def test_times_of_zero_as_the_document_shows_them_give_a_certificate_that_holds(
+    agent: Agent,
+) -> None:
+    made = agent.get_tls_key("", [], False, True, False, 0, 0, False)
+    leaf = x509.load_pem_x509_certificate(made["certificate_chain"][0].encode())  # type: ignore[index] # as above
+
+    now = datetime.datetime.now(datetime.UTC)
+    assert leaf.not_valid_before_utc.year == 1970
+    assert (leaf.not_valid_after_utc - now).days in (3649, 3650)
 
 
 def test_every_call_makes_a_new_key(agent: Agent) -> None:

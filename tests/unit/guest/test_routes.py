@@ -146,7 +146,10 @@ def test_an_unknown_path_is_404(client: FlaskClient, path: str) -> None:
 def test_other_http_methods_are_refused_in_json(
     client: FlaskClient, public: FlaskClient, method: str
 ) -> None:
-    assert is_error(client.open("/Info", method=method), 405)
+    refused = client.open("/Info", method=method)
+
+    assert is_error(refused, 405)
+    assert set(refused.allow) == {"GET", "HEAD", "POST"}
     assert is_error(public.open("/metrics", method=method), 405)
 
 

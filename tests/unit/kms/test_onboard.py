@@ -26,6 +26,7 @@ from core.prpc import Message, instance
 from kms import attester, onboard, rootkeys, schemas
 from kms.authz import Decision
 from kms.derive import RootKeys
+from kms.judge import Judge
 from kms.onboard import Onboarding
 from kms.service import KmsService
 from kms.settings import AttestationSettings, RootCas, Settings
@@ -311,7 +312,7 @@ def _same_machine(settings: Settings) -> Settings:
 
 
 def _believing_itself(kms: KmsService) -> KmsService:
-    kms._trusting = Trusting(_same_machine(kms.settings))
+    kms._judge = Judge(Trusting(_same_machine(kms.settings)).now)
     return kms
 
 

@@ -49,14 +49,20 @@ class Text(fields.String):
         return text
 
 
+class Whole(fields.Integer):
+    """A whole number, which PyPI phala-cloud writes as 2.0."""
+
+    def _validated(self, value: Any) -> int:
+        is_whole = isinstance(value, float) and value.is_integer()
+        return super()._validated(int(value) if is_whole else value)
+
+
 def _text(**rules: Any) -> Text:
     return Text(allow_none=True, load_default=None, **rules)
 
 
-def _number(least: int, most: int = MOST) -> fields.Integer:
-    return fields.Integer(
-        strict=True, allow_none=True, load_default=None, validate=Range(least, most)
-    )
+def _number(least: int, most: int = MOST) -> Whole:
+    return Whole(strict=True, allow_none=True, load_default=None, validate=Range(least, most))
 
 
 def _flag() -> fields.Boolean:

@@ -8,9 +8,9 @@ from flask import request
 
 from apps import answers
 from apps.changes import Changes
-from apps.cvm_routes import acted, found, updates
+from apps.cvm_routes import found, updates
 from apps.deployments import Deployments
-from apps.routes import PREFIX, links, service
+from apps.routes import PREFIX, links, service, version
 from apps.schemas import (
     CommitUpdate,
     ComposeChange,
@@ -143,11 +143,12 @@ def commit_compose(wanted: dict[str, Any], name: str) -> None:
 
 @blueprint.post("/apps/<app_id>/instances")
 @blueprint.arguments(InstanceRequest)
-@blueprint.response(200, answers.CvmActed, description="The new VM, which starts.")
+@blueprint.response(200, answers.Cvm, description="The new VM, which starts.")
 def add_instance(wanted: dict[str, Any], app_id: str) -> Any:
     """Makes one more VM of an app, maybe with another text."""
     Deployments(service()).check_node(wanted["node_id"])
-    return acted(updates().add_instance(caller(), service().app(caller(), app_id), wanted))
+    made = updates().add_instance(caller(), service().app(caller(), app_id), wanted)
+    return version().added(made, links())
 
 
 @blueprint.post("/apps/<app_id>/revisions/<revision_id>/redeploy")

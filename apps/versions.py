@@ -38,6 +38,10 @@ class Version:
         """A VM as the calls that do something to it answer it."""
         return {**_action(cvm), "id": self.id(cvm.row)}
 
+    def added(self, cvm: Cvm, links: Links) -> Json:
+        """One more VM of an app as the call that made it answers: PyPI phala-cloud reads it as one of a list."""
+        return (self.listed if self.id is _name else self.action)(cvm, links)
+
 
 # Parts -------------------------------------------------------------------------------------------
 

@@ -46,6 +46,9 @@ CSP = (
 )
 # Where whoever is no operator begins: the pages of the areas above.
 START_OF_TENANTS = "apps_console.index"
+# Open to everybody (seed 001): whoever is unknown finds the form for a token there, not elsewhere, as dstack's
+# command line takes the address where a redirect ends for that of the service.
+OPEN = ("console.index", "console.plain")
 PAGE_SIZES = (10, 25, 50, 100)
 # What a button of a VM may ask for, what it is called, and what is asked before it is done.
 VERBS = {
@@ -90,6 +93,8 @@ def admit(caller: Caller | None) -> BaseResponse | None:
         if "HX-Request" in request.headers:
             return Response(status=401, headers={"HX-Redirect": url_for("console.sign_in_page")})
         asked = request.full_path.rstrip("?") if request.method == "GET" else "/"
+        if request.endpoint in OPEN:
+            return show("sign_in.html", refusal="", next=asked)
         return redirect(url_for("console.sign_in_page", next=None if asked == "/" else asked))
     if request.method == "POST":
         request.max_form_memory_size = request.max_content_length

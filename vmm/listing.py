@@ -6,10 +6,12 @@ The statements are built once: putting one together takes longer than SQLite nee
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, bindparam, func, or_, select
+from sqlalchemy import BindParameter, ColumnElement, Row, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from models.port import PortLease
@@ -25,12 +27,15 @@ _ONE = _WHOLE.where(_VMS.c.id == bindparam("vm_id"))
 _ids: BindParameter[Any] = bindparam("ids", expanding=True)
 _LEASES_OF = select(_LEASES).where(_LEASES.c.vm_id.in_(_ids)).order_by(_LEASES.c.position)
 _EVENTS_OF = select(_EVENTS).where(_EVENTS.c.vm_id.in_(_ids)).order_by(_EVENTS.c.id)
-# SQLite takes 32,766 values in one statement.
-_CHUNK = 10_000
+# So many are held at once, with their parts.
+CHUNK = 250
 
 
-def page(session: Session, query: StatusQuery) -> tuple[int, list[SimpleNamespace]]:
-    """How many VMs match a query, and those of its page, oldest first; with the names of a Vm."""
+def page(session: Session, query: StatusQuery) -> tuple[int, Iterator[SimpleNamespace]]:
+    """How many VMs match a query, and those of its page, oldest first; with the names of a Vm.
+
+    They are read as they are taken, while the session is open.
+    """
     found = _conditions(query)
     total = session.scalar(select(func.count()).select_from(_VMS).where(*found)) or 0
     wanted = _BRIEF if query.brief else _WHOLE
@@ -38,7 +43,8 @@ def page(session: Session, query: StatusQuery) -> tuple[int, list[SimpleNamespac
     if query.page_size:
         first = min(query.page * query.page_size, 2**62)  # SQLite counts to 2^63
         wanted = wanted.offset(first).limit(query.page_size)
-    return total, _with_parts(session, session.execute(wanted).all())
+    chunks = session.execute(wanted).partitions(CHUNK)
+    return total, chain.from_iterable(_with_parts(session, rows) for rows in chunks)
 
 
 def one(session: Session, vm_id: str) -> SimpleNamespace | None:
@@ -47,14 +53,13 @@ def one(session: Session, vm_id: str) -> SimpleNamespace | None:
     return found[0] if found else None
 
 
-def _with_parts(session: Session, rows: Any) -> list[SimpleNamespace]:
+def _with_parts(session: Session, rows: Sequence[Row[Any]]) -> list[SimpleNamespace]:
+    ids = {"ids": [row.id for row in rows]}
     ports, events = defaultdict(list), defaultdict(list)
-    for first in range(0, len(rows), _CHUNK):
-        ids = {"ids": [row.id for row in rows[first : first + _CHUNK]]}
-        for lease in session.execute(_LEASES_OF, ids):
-            ports[lease.vm_id].append(lease)
-        for event in session.execute(_EVENTS_OF, ids):
-            events[event.vm_id].append(event)
+    for lease in session.execute(_LEASES_OF, ids):
+        ports[lease.vm_id].append(lease)
+    for event in session.execute(_EVENTS_OF, ids):
+        events[event.vm_id].append(event)
     return [
         SimpleNamespace(**row._mapping, ports=ports[row.id], events=events[row.id]) for row in rows
     ]

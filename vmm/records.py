@@ -36,8 +36,20 @@ def get(session: Session, vm_id: str) -> Vm:
     """The row of a VM, or NotFound."""
     vm = session.get(Vm, vm_id)
     if vm is None:
-        raise NotFound(f"VM {vm_id[:64]} not found")
+        raise _unknown(vm_id)
     return vm
+
+
+def check_known(session: Session, vm_id: str) -> None:
+    """NotFound unless there is such a VM: a quarter of what its row with its ports and events costs."""
+    if session.scalar(select(Vm.id).where(Vm.id == vm_id)) is None:
+        raise _unknown(vm_id)
+
+
+def _unknown(vm_id: str) -> NotFound:
+    return NotFound(
+        f"VM {vm_id[:64]} not found" if vm_id else "id: is missing; a VM without one is not found"
+    )
 
 
 @dataclass(frozen=True)
@@ -229,7 +241,7 @@ def vm_of_card(session: Session, mac: str, prefix: str) -> str:
         for index in range(max(1, len(options.get("networks") or []))):
             if network.mac_address(vm_id, index, prefix) == mac:
                 return str(vm_id)
-    raise NotFound(f"no VM has a network card with the MAC {mac}: not found")
+    raise NotFound(f"no VM has a network card with the MAC {mac}")
 
 
 def lease_address(session: Session, vm_id: str, mac: str, address: str) -> list[str]:

@@ -206,8 +206,8 @@ class Vms:
         """Changes a VM, all or nothing; the app id of the new compose text, or "" when none was given.
 
         What is changed while the VM runs takes effect at its next start.  With `publish` only these TCP ports of the
-        guest keep, or get, a host port of the service's choosing.  `beside` writes what the caller keeps of the VM, or
-        refuses.
+        guest keep, or get, a host port of the service's choosing.  `beside`, which finds the VM as it was, writes what the
+        caller keeps of it, or refuses.
         """
         with self.reconciler.locked(change.id) as workdir:
             with self.database.reading() as session:
@@ -226,6 +226,7 @@ class Vms:
             with self.database.writing() as session:
                 vm = records.get(session, change.id)
                 records.refuse_removed(vm)
+                beside(session)
                 records.assign(vm, wanted, checked)
                 records.lease_ports(session, vm, checked.ports)
                 if publish is not None:
@@ -235,7 +236,6 @@ class Vms:
                     address = self.config.cvm.port_mapping.address
                     records.lease_own_ports(session, vm, publish, address)
                 revisions.note(session, vm, cause)
-                beside(session)
                 faults.point("update.assigned")
                 keep = self.config.event_buffer_size
                 records.add_event(session, vm.id, "vmm.update", ", ".join(_names(change)), keep)
@@ -333,13 +333,12 @@ class Vms:
     # Questions -----------------------------------------------------------------------------------
 
     def status(self, query: StatusQuery) -> dict[str, Any]:
-        """The VMs that match a query, oldest first, as StatusResponse prints them."""
-        with self.database.reading() as session:
-            total, page = listing.page(session, query)
+        """The VMs that match a query, oldest first, as StatusResponse prints them; each is read when it is taken."""
+        found = self._listed(query)
         return {
-            "vms": [describe(vm, self.config, brief=query.brief) for vm in page],
+            "total": next(found),
+            "vms": found,
             "port_mapping_enabled": self.config.cvm.port_mapping.enabled,
-            "total": total,
         }
 
     def info(self, vm_id: str) -> dict[str, Any] | None:
@@ -497,7 +496,7 @@ class Vms:
         `archived` reads an older segment instead (1 is the newest of them), which nobody follows; `left` tells
         when the reader is gone.
         """
-        self._get(vm_id)
+        self._check_known(vm_id)
         if channel_name not in LOG_CHANNELS:
             raise Invalid.field("ch", f"must be one of {', '.join(LOG_CHANNELS)}")
         workdir = self.reconciler.workdir(vm_id)
@@ -516,14 +515,22 @@ class Vms:
 
     def command(self, vm_id: str) -> list[str]:
         """QEMU's exact command of the last start, empty before the first."""
-        self._get(vm_id)
+        self._check_known(vm_id)
         return process.launched(self.reconciler.workdir(vm_id).path)
 
     # Steps ---------------------------------------------------------------------------------------
 
-    def _get(self, vm_id: str) -> Vm:
+    def _listed(self, query: StatusQuery) -> Iterator[Any]:
+        """How many VMs match, then each of the page: all of one moment, since one session reads them."""
         with self.database.reading() as session:
-            return records.get(session, vm_id)
+            total, page = listing.page(session, query)
+            yield total
+            for vm in page:
+                yield describe(vm, self.config, brief=query.brief)
+
+    def _check_known(self, vm_id: str) -> None:
+        with self.database.reading() as session:
+            records.check_known(session, vm_id)
 
     def _held_commands(self) -> str:
         with self.database.reading() as session:
@@ -533,7 +540,8 @@ class Vms:
         )
 
     def _running(self, vm_id: str) -> None:
-        vm = self._get(vm_id)
+        with self.database.reading() as session:
+            vm = records.get(session, vm_id)
         if vm.wished == Wished.REMOVED or vm.observed != Observed.ALIVE:
             raise Invalid(f"VM is not running (it is {status(vm.wished, vm.observed)})")
 

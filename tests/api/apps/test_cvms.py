@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from models.base import Database
 from models.vm import Vm
-from tests.api.apps.conftest import COMPOSE, Api
+from tests.api.apps.conftest import COMPOSE, VERSIONS, Api
 from tests.common import rows
 from tests.common.waiting import until
 
@@ -135,7 +135,9 @@ def test_the_older_calls_change_one_thing_each(ann: Api) -> None:
     ann.ask("PATCH", "/cvms/web-app/pre-launch-script", 202, data="echo", content_type="text/plain")
     envs = ann.patch("/cvms/web-app/envs", {"encrypted_env": "ab" * 60, "env_keys": ["A"]})
     seen = ann.patch("/cvms/web-app/visibility", {"public_sysinfo": True, "public_logs": True}, 200)
-    ann.ask("PATCH", "/cvms/web-app/resources", 204, json={"instance_type": "tdx.medium"})
+    # As PyPI phala-cloud writes numbers.
+    ann.ask("PATCH", "/cvms/web-app/resources", 204, json={"vcpu": 2.0, "memory": 4096.0})
+    ann.ask("PATCH", "/cvms/web-app/resources", 422, json={"vcpu": 1.5})
     ann.ask("PATCH", "/cvms/web-app/os-image", 204, json={"os_image_name": rows.IMAGE})
 
     shown, document = ann.get("/cvms/web-app"), ann.get("/cvms/web-app/compose_file")
@@ -144,6 +146,15 @@ def test_the_older_calls_change_one_thing_each(ann: Api) -> None:
     assert shown["resource"]["instance_type"] == "tdx.medium"
     assert document["docker_compose_file"].endswith("# 3\n")
     assert (document["pre_launch_script"], document["allowed_envs"]) == ("echo", ["A"])
+
+
+def test_one_more_vm_is_told_as_the_clients_of_each_version_read_it(ann: Api) -> None:
+    path = f"/apps/{ann.deploy()['app_id']}/instances"
+
+    told = {version: ann.speaking(version).post(path) for version in VERSIONS}
+
+    assert [version for version in VERSIONS if "resource" in told[version]] == list(VERSIONS[2:])
+    assert all("teepod_id" in told[version] for version in VERSIONS[:2])
 
 
 def test_a_prepared_text_is_committed_by_its_hash(ann: Api) -> None:

@@ -16,10 +16,11 @@ from flask.testing import FlaskClient
 
 from core.config import Config
 from image.registry import Image
+from models.vm import VmEvent
 from tests.api.vmm.calls import ask, create, info, post, refused
 from tests.common import rows
 from tests.common.waiting import free_port, until
-from vmm import process
+from vmm import listing, process
 from vmm.service import Vms
 
 UNKNOWN = "500f0879-bbd6-4169-a102-45a41efa1494"
@@ -245,6 +246,11 @@ def test_an_unknown_vm_is_not_found(client: FlaskClient, method: str, vm_id: str
     assert "not found" in refused(client, f"/prpc/{method}", 404, id=vm_id)
 
 
+def test_a_call_without_an_id_is_told_what_it_lacks(client: FlaskClient) -> None:
+    for path in ("/prpc/StartVm", "/prpc/UpdateVm", "/guest/Info"):
+        assert refused(client, path, 404).startswith("id: is missing")
+
+
 @pytest.mark.parametrize("method", ["Info", "SysInfo", "NetworkInfo", "ListContainers", "Shutdown"])
 def test_the_guest_of_an_unknown_vm_is_not_found(client: FlaskClient, method: str) -> None:
     for vm_id in BAD_IDS:
@@ -279,6 +285,29 @@ def test_vms_are_listed_filtered_and_paged(client: FlaskClient) -> None:
     listed = ask(client, "/prpc/Status", ids=[ids[2]], brief=True)
     assert [vm["configuration"] for vm in listed["vms"]] == [None]
     assert [vm["id"] for vm in ask(client, "/prpc/Status")["vms"]] == ids
+
+
+def test_a_list_longer_than_what_is_read_at_once_has_every_vm_with_its_own_parts(
+    client: FlaskClient, vms: Vms
+) -> None:
+    many = range(2 * listing.CHUNK + 1)
+    with vms.database.writing() as session:
+        session.add_all(
+            rows.vm(name=f"vm-{each}", created_ms=each, events=[_event(f"of {each}")])
+            for each in many
+        )
+
+    listed = ask(client, "/prpc/Status")
+
+    assert listed["total"] == len(many)
+    assert [vm["name"] for vm in listed["vms"]] == [f"vm-{each}" for each in many]
+    assert [vm["events"][0]["event"] for vm in listed["vms"]] == [f"of {each}" for each in many]
+    page = ask(client, "/prpc/Status", page=1, page_size=listing.CHUNK + 1)
+    assert page["vms"] == listed["vms"][listing.CHUNK + 1 :]
+
+
+def _event(text: str) -> VmEvent:
+    return VmEvent(event=text, body="", timestamp_ms=1)
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,20 @@ class TestWithAuthentication:
         assert signed.location == "/console/images?x=1"
         assert client.post("/sign-in", data={"token": TOKEN, "next": "//x"}).location == "/"
 
+    @pytest.mark.parametrize("path", ["/", "/v1", "/beta", "/v0", "/?q=x"])
+    def test_the_addresses_of_the_console_are_open_and_show_nothing_but_the_form(
+        self, client: FlaskClient, path: str
+    ) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        client.post("/prpc/CreateVm", json=rows.request(stopped=True), headers=headers)
+
+        page = client.get(path)
+
+        assert (page.status_code, page.mimetype) == (200, "text/html")
+        assert f'name="next" value="{path}"' in page.text
+        assert rows.request()["name"] not in page.text
+        assert client.head(path).status_code == 200
+
     def test_a_page_whose_session_ended_leads_to_the_form(self, client: FlaskClient) -> None:
         answer = client.get("/", headers={"HX-Request": "true"})
 
@@ -302,4 +316,4 @@ class TestWithAuthentication:
 
         client.post("/sign-out", data={"csrf": csrf(client)})
 
-        assert client.get("/").location == "/sign-in"
+        assert 'action="/sign-in"' in client.get("/").text

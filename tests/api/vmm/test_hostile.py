@@ -117,12 +117,12 @@ def deep(opening: str, depth: int) -> str:
     ids=lambda body: f"{body[:30]}...{len(body)}",
 )
 def test_depths_and_amounts_are_refused_soon(client: FlaskClient, body: str) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     answer = client.post("/prpc/CreateVm", data=body, content_type="application/json")
 
     assert answer.status_code == 400
     assert len(answer.data) < 100_000
-    assert time.monotonic() - began < 5  # it takes a fraction of a second on an idle machine
+    assert time.thread_time() - began < 5  # it takes a fraction of a second
 
 
 anything = st.recursive(

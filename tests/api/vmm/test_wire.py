@@ -17,7 +17,14 @@ from core import protobuf
 from core.prpc import Flag, HexBytes, Repeated, Text, UInt32, read_query
 from tests.common import rows
 from vmm import routes
-from vmm.schemas import Id, StatusRequest, UpdateVmRequest, VersionResponse, VmConfiguration
+from vmm.schemas import (
+    Id,
+    StatusRequest,
+    StatusResponse,
+    UpdateVmRequest,
+    VersionResponse,
+    VmConfiguration,
+)
 from vmm.version import VERSION
 
 FORM = "application/x-www-form-urlencoded"
@@ -100,6 +107,23 @@ def test_every_field_is_printed(client: FlaskClient) -> None:
     assert vm["instance_id"] is None
     assert vm["app_url"] is None
     assert (vm["boot_error"], vm["events"]) == ("", [])
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b")])
+def test_a_list_is_the_same_message_as_json_and_as_protobuf(
+    client: FlaskClient, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        create(client, name=name, stopped=True)
+
+    text = client.post("/prpc/Status", json={}).text
+    encoded = client.post("/prpc/Status", data=b"", content_type="application/octet-stream").data
+
+    listed = json.loads(text)
+    assert [vm["name"] for vm in listed["vms"]] == list(names)
+    assert list(listed) == list(StatusResponse().fields)
+    assert text == json.dumps(listed)  # spelled as any other answer
+    assert encoded == protobuf.encode(StatusResponse, listed)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def background() -> Iterator[Start]:
     yield start
     for child in started:
         child.terminate()
-        child.join(10)
+        child.join(60)
         assert child.exitcode is not None
 
 
@@ -378,7 +378,7 @@ def test_its_end_leaves_the_vms_alone(vms: Vms, background: Start, number: int) 
 
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid or 0, number)
-    child.join(10)
+    child.join(60)
 
     assert child.exitcode == (0 if number == signal.SIGTERM else -9)
     assert live(vms, vm_id) == before

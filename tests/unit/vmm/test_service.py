@@ -179,7 +179,7 @@ def test_random_calls_from_several_processes_leave_everything_in_order(vms: Vms)
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(400)
     assert [child.exitcode for child in children] == [0, 0, 0, 0]
 
     with vms.database.reading() as session:

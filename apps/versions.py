@@ -31,16 +31,13 @@ class Version:
     listed: Callable[[Cvm, Links], Json]  # in the list of CVMs
     of_app: Callable[[Cvm, Links], Json]  # within an app
     detail: Callable[[Cvm, Links], Json]
+    added: Callable[[Cvm, Links], Json]  # one more of an app, by the call that made it
     id: Callable[[Any], int | str]  # of a VM's row, in actions and the checks of allowance
     kms: Callable[[Kms], Json]
 
     def action(self, cvm: Cvm, links: Links) -> Json:
         """A VM as the calls that do something to it answer it."""
         return {**_action(cvm), "id": self.id(cvm.row)}
-
-    def added(self, cvm: Cvm, links: Links) -> Json:
-        """One more VM of an app as the call that made it answers: PyPI phala-cloud reads it as one of a list."""
-        return (self.listed if self.id is _name else self.action)(cvm, links)
 
 
 # Parts -------------------------------------------------------------------------------------------
@@ -424,6 +421,10 @@ def _newer_detail(cvm: Cvm, links: Links) -> Json:
     return {**_newer(cvm, links), "compose_file": dict(cvm.compose) or None}
 
 
+def _acted(cvm: Cvm, _: Links) -> Json:
+    return {**_action(cvm), "id": _number(cvm.row)}
+
+
 def _digest(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
@@ -451,13 +452,18 @@ def _name(row: Any) -> str:
 
 # The table ---------------------------------------------------------------------------------------
 
+# PyPI phala-cloud reads an added VM of the newer ones as it reads one of a list.
 VERSIONS: Mapping[str, Version] = {
     each.name: each
     for each in (
-        Version("2025-10-28", _me_flat, _list_row, _basic, _flat_detail, _number, kms_info),
-        Version("2026-01-21", _me_nested, _nested, _nested, _nested_detail, _number, kms_info),
-        Version("2026-05-22", _me_nested, _newer, _newer, _newer_detail, _name, kms_info),
-        Version("2026-06-23", _me_nested, _newer, _newer, _newer_detail, _name, _contract_of),
+        Version("2025-10-28", _me_flat, _list_row, _basic, _flat_detail, _acted, _number, kms_info),
+        Version(
+            "2026-01-21", _me_nested, _nested, _nested, _nested_detail, _acted, _number, kms_info
+        ),
+        Version("2026-05-22", _me_nested, _newer, _newer, _newer_detail, _newer, _name, kms_info),
+        Version(
+            "2026-06-23", _me_nested, _newer, _newer, _newer_detail, _newer, _name, _contract_of
+        ),
     )
 }
 NEWEST = max(VERSIONS)

@@ -30,5 +30,5 @@ def server(tmp_path: Path) -> Iterator[TlsServer]:
 
 def quote_over(report_data: bytes) -> str:
     vm = TdxVm(report_data=report_data.ljust(64, b"\0"))
-    quote: bytes = vm.attestation().platform.quote  # type: ignore[union-attr]
+    quote: bytes = vm.attestation().platform.quote  # type: ignore[union-attr] # a TDX VM's
     return quote.hex()
